@@ -1,0 +1,146 @@
+"""The four events about an attempt, and their encoding as one JSON text. Layer 1: pure.
+
+A worker writes events as plain dicts (built by the functions here, encoded by `encode`), since that is what a job
+waits for; the relay reads them as frozen models (`decode`). Times are seconds since the epoch, durations are seconds.
+An event never holds the API key; what it holds of a user's values is already redacted and capped.
+
+`VERSION` is raised when an older reader could misread a newer event. New optional fields do not raise it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from xpander_celery.report import Outcome, Tokens
+
+VERSION = 1
+
+
+class UnreadableEventError(ValueError):
+    """The text is no event that this release reads. `version` is the one it names, None if it names none."""
+
+    def __init__(self, problem: str, version: int | None = None) -> None:
+        super().__init__(problem)
+        self.version = version
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JobFacts(_Model):
+    """What is known of a job from its message: the same whether child or parent says it."""
+
+    task: str
+    agent_id: str | None = None
+    input: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+    retries: int = 0
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_id: str | None = None
+    queue_wait_s: float | None = None
+    trace_id: str | None = None
+    acks_late: bool = False
+    visibility_timeout_s: float | None = None  # of the broker, None where it redelivers at once
+    job_metadata: bool = True
+
+
+class CarriedAttempt(_Model):
+    """The usage of an earlier attempt, carried in the message headers of a retry."""
+
+    job_id: str
+    attempt_id: str
+    tokens: Tokens = Tokens()
+    used_tools: tuple[str, ...] = ()
+    duration_s: float = 0.0
+
+
+class _Event(_Model):
+    v: int = VERSION
+    job_id: str
+    attempt_id: str
+    at: float
+
+
+class Started(_Event):
+    """A child began an attempt. `child` and `owner` are liveness ids (equal where both are one process)."""
+
+    kind: Literal["started"] = "started"
+    child: str
+    owner: str
+    facts: JobFacts
+    carried: tuple[CarriedAttempt, ...] = ()
+
+
+class Progress(_Event):
+    """The usage of an attempt so far, cumulative: the last one wins. It may also correct a finished attempt."""
+
+    kind: Literal["progress"] = "progress"
+    duration_s: float = 0.0
+    tokens: Tokens = Tokens()
+    used_tools: tuple[str, ...] = ()
+
+
+class Finished(_Event):
+    """What the child knows of the end of its attempt.
+
+    `continues` marks an end after which another attempt of the same job is expected (a retry, a rejection with
+    requeue, an ignored task that replaced itself). `input` and `agent_id`, when given, replace those of `started`.
+    """
+
+    kind: Literal["finished"] = "finished"
+    outcome: Outcome
+    duration_s: float
+    result: str | None = None
+    llm_response: Any = None
+    tokens: Tokens = Tokens()
+    used_tools: tuple[str, ...] = ()
+    input: str | None = None
+    agent_id: str | None = None
+    continues: bool = False
+
+
+class Ended(_Event):
+    """What the parent saw of the end of an attempt; `facts` make a full record where the child never spoke."""
+
+    kind: Literal["ended"] = "ended"
+    owner: str
+    outcome: Outcome
+    result: str | None = None
+    facts: JobFacts
+    carried: tuple[CarriedAttempt, ...] = ()
+    continues: bool = False
+
+
+Event = Started | Progress | Finished | Ended
+
+_READER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    """One JSON text without a newline, from a plain dict as `Started` and the others describe it."""
+    return to_json(event, inf_nan_mode="null")
+
+
+def decode(text: bytes) -> Event:
+    """The event in `text`; raises `UnreadableEventError` for anything else, or for an event of a newer version."""
+    try:
+        event = _READER.validate_json(text)
+    except ValidationError as error:
+        raise UnreadableEventError(f"not an event: {error.error_count()} problems", _version_in(text)) from error
+    if event.v > VERSION:
+        raise UnreadableEventError(f"event version {event.v} is newer than {VERSION}", event.v)
+    return event
+
+
+def _version_in(text: bytes) -> int | None:
+    try:
+        version = from_json(text)["v"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return version if isinstance(version, int) else None
