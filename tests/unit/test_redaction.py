@@ -1,0 +1,126 @@
+"""Secrets are masked by the name of their key and by their form; harmless text stays as it is."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xpander_celery.redaction import MASK, looks_secret, redact_text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "password",
+        "apiKey",
+        "API-KEY",
+        "x-api-key",
+        "Authorization",
+        "auth_token",
+        "token",
+        "accessToken",
+        "userpassword",
+        "session_id",
+        "cookie_jar",
+        "AWS_SECRET_ACCESS_KEY",
+        "client_secret",
+        "csrfmiddlewaretoken",
+        "card_number",
+        "private_key",
+        "passwordHash",
+        "refreshtoken",
+        "password_url",
+        "secret_id",
+        "db_pwd",
+    ],
+)
+def test_secret_names(name: str) -> None:
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "id",
+        "author",
+        "authority",
+        "key",
+        "keyboard",
+        "monkey",
+        "tokens",
+        "max_tokens",
+        "prompt_tokens",
+        "token_count",
+        "auth_method",
+        "public_key",
+        "card",
+        "sessions",
+        "key_count",
+    ],
+)
+def test_harmless_names(name: str) -> None:
+    assert not looks_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("password=hunter2 and more", "password=[redacted] and more"),
+        ('{"password": "hun\\"ter2", "x": 1}', '{"password": "[redacted]", "x": 1}'),
+        (r'{"a": "{\"api_key\": \"hunter2\", \"b\": 2}"}', r'{"a": "{\"api_key\": \"[redacted]\", \"b\": 2}"}'),
+        ("{'secret': 'it\\'s', 'b': 1}", "{'secret': '[redacted]', 'b': 1}"),
+        ("Authorization: Bearer abcdefgh.ijk", "Authorization: Bearer [redacted]"),
+        ("curl -H 'Bearer abcdefgh123'", "curl -H 'Bearer [redacted]'"),
+        ("redis://user:hunter2@host:6379/0", "redis://user:[redacted]@host:6379/0"),
+        ("max_tokens=100, token=abc", "max_tokens=100, token=[redacted]"),
+        ('keyword: "password=hunter2"', 'keyword: "password=[redacted]"'),
+        ("use sk-proj-abcdefghijklmnop1234 now", "use [redacted] now"),
+        ("AKIAABCDEFGHIJKLMNOP", MASK),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIx.sig", MASK),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----", MASK),
+        ('"token": "cut off here', '"token": "[redacted]'),
+        ("the key: value pair of a keyboard", "the key: value pair of a keyboard"),
+        ("a task-runner and a bright disk-drive", "a task-runner and a bright disk-drive"),
+        ("https://example.org/a:b@c", "https://example.org/a:b@c"),
+    ],
+)
+def test_text(text: str, masked: str) -> None:
+    assert redact_text(text) == masked
+
+
+def test_further_names_are_masked_too() -> None:
+    more = frozenset({"shoe_size"})
+    assert redact_text("shoe_size=44, size=44", more) == "shoe_size=[redacted], size=44"
+    assert looks_secret("shoeSize", more)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '"',
+        "\\",
+        "key:",
+        'key="',
+        "key='",
+        "key=key",
+        "://a:",
+        "-----BEGIN PRIVATE KEY-----",
+        "eyJ",
+        "sk-",
+        "bearer ",
+        "a",
+    ],
+)
+def test_hostile_text_of_64_kib_takes_no_noticeable_time(piece: str) -> None:
+    text = (piece * 65536)[:65536]
+    started = time.perf_counter()
+    redact_text(text)
+    assert time.perf_counter() - started < 1.0
+
+
+@given(st.text(), st.sampled_from(["password", "api_key", "Authorization"]), st.text(alphabet="abcXYZ019", min_size=1))
+def test_the_value_of_a_secret_assignment_never_shows(before: str, name: str, value: str) -> None:
+    assert f"<{value}>" not in redact_text(f'{before} "{name}": "<{value}>"')

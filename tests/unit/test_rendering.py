@@ -1,0 +1,169 @@
+"""Values become capped, redacted, JSON-safe text, whatever they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import time
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr
+
+from xpander_celery.rendering import Renderer, cut, describe, json_safe, to_text
+
+RENDERER = Renderer(redact_keys=frozenset({"shoe_size"}))
+
+
+class Order(BaseModel):
+    number: int = 7
+    password: str = "hunter2"
+    key: SecretStr = SecretStr("hunter2")
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: float
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr today")
+
+
+class HostileError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message today")
+
+
+def circular() -> list[Any]:
+    ring: list[Any] = [1]
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"question": "How many?"}, "How many?"),
+        ({"count": 3}, '{"count":3}'),
+        ({"a": 1, "b": [True, None]}, '{"a":1,"b":[true,null]}'),
+        ({"password": "hunter2"}, "[redacted]"),
+        ({"user": {"name": "Ann", "apiKey": "hunter2"}}, '{"user":{"name":"Ann","apiKey":"[redacted]"}}'),
+        ({"shoeSize": 44, "size": 44}, '{"shoeSize":"[redacted]","size":44}'),
+        ({"token": None}, '{"token":null}'),
+        ({}, "{}"),
+    ],
+)
+def test_input_is_the_bound_arguments(arguments: dict[str, Any], text: str) -> None:
+    assert RENDERER.input(arguments) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("as it is", "as it is"),
+        (12, "12"),
+        (float("nan"), "nan"),
+        ({"ok": True}, '{"ok":true}'),
+        ((1, 2), "[1,2]"),
+        (Order(), '{"number":7,"password":"[redacted]","key":"[redacted]"}'),
+        (Point(1, 2.5), '{"x":1,"y":2.5}'),
+        (Colour.RED, "red"),
+        (Decimal("1.50"), "1.50"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
+        (b"bytes", "bytes"),
+        (b"\xff\xfe", "//4="),
+        ("lone \ud800 surrogate", "lone ? surrogate"),
+        (circular(), '[1,"<circular reference>"]'),
+        pytest.param(10**5000, "<int of 16610 bits>", id="huge int"),
+        (Hostile(), "<Hostile that could not be rendered: RuntimeError>"),
+    ],
+)
+def test_result_is_text_json_or_repr(value: object, text: str | None) -> None:
+    assert RENDERER.result(value) == text
+
+
+def test_failure_names_the_type_and_keeps_the_end_of_a_long_traceback() -> None:
+    renderer = Renderer(max_traceback_bytes=200)
+    text = renderer.failure(ValueError("password=hunter2"), "line\n" * 500 + "the last line")
+    assert text.startswith("ValueError: password=[redacted]\n\n… [cut, 2513 bytes in all]")
+    assert text.endswith("the last line")
+
+
+def test_an_exception_whose_message_fails_is_still_named() -> None:
+    assert describe(HostileError()) == "HostileError: (its message could not be read: RuntimeError)"
+    assert describe(KeyError()) == "KeyError"
+
+
+def test_a_cut_is_marked_with_the_full_size_and_never_splits_a_character() -> None:
+    text = Renderer(max_result_bytes=100).result("é" * 5000)
+    assert text is not None
+    assert len(text.encode()) <= 100
+    assert text.endswith("… [cut, 10000 bytes in all]")
+
+
+def test_a_secret_at_the_cut_does_not_show_its_first_half() -> None:
+    text = Renderer(max_result_bytes=100).result("x" * 60 + " sk-" + "a" * 500)
+    assert text is not None
+    assert "sk-a" not in text
+
+
+def test_a_long_list_is_read_only_as_far_as_the_cap() -> None:
+    started = time.perf_counter()
+    text = Renderer(max_result_bytes=1000).result(range(10) and list(range(5_000_000)))
+    assert text is not None
+    assert len(text.encode()) <= 1000
+    assert time.perf_counter() - started < 0.5
+
+
+def test_a_response_stays_json_and_over_the_cap_becomes_the_beginning_of_its_text() -> None:
+    assert RENDERER.response({"id": "r1", "api_key": "hunter2"}) == {"id": "r1", "api_key": "[redacted]"}
+    capped = Renderer(max_llm_response_bytes=200).response({"text": "y" * 5000})
+    assert isinstance(capped, str)
+    assert capped.startswith('{"text":"yyy')
+    assert len(capped.encode()) <= 200
+
+
+def test_json_safe_neither_caps_nor_redacts() -> None:
+    value = {"password": "hunter2", "text": "z" * 300_000, "points": {Point(1, 2.0).x}}
+    assert json_safe(value) == {"password": "hunter2", "text": "z" * 300_000, "points": [1]}
+    assert to_text({"a": "é"}) == '{"a":"é"}'
+    assert to_text(None) is None
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.builds(Hostile),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+    max_leaves=30,
+)
+
+
+@given(ANYTHING, st.integers(64, 4096))
+def test_any_value_gives_encodable_text_within_the_cap(value: object, cap: int) -> None:
+    renderer = Renderer(max_input_bytes=cap, max_result_bytes=cap, max_llm_response_bytes=cap)
+    assert len(renderer.input(value).encode()) <= cap
+    assert len((renderer.result(value) or "").encode()) <= cap
+    assert len(json.dumps(renderer.response(value), ensure_ascii=False, separators=(",", ":")).encode()) <= 2 * cap + 2
+    json.dumps(json_safe(value), allow_nan=False).encode()
+
+
+@given(st.text(), st.integers(40, 400))
+def test_cut_is_the_identity_below_the_cap_and_bounded_above(text: str, cap: int) -> None:
+    short = cut(text, cap)
+    assert len(short.encode()) <= cap
+    if len(text.encode()) <= cap:
+        assert short == text

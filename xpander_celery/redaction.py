@@ -1,0 +1,158 @@
+"""Which key names look secret, and masking of secrets in text. Layer 1: pure; `rendering` applies it to values.
+
+Names are judged by their words (`apiKey`, `api_key`, `API-KEY` are one name), verdicts are cached, and text is searched
+only where a cheap substring check says that it could hold a secret. Patterns are possessive or bounded: text of any
+shape costs linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import pairwise
+
+MASK = "[redacted]"
+
+_SECRET_WORDS = frozenset(
+    {
+        "apikey", "auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "creds", "csrf",
+        "csrftoken", "cvc", "cvv", "dsn", "jwt", "mfa", "otp", "passphrase", "passwd", "password", "passwords", "pwd",
+        "secret", "secrets", "sessionid", "ssn", "token", "xsrf",
+    }
+)  # fmt: skip
+_SECRET_PAIRS = frozenset(
+    {
+        ("access", "key"),
+        ("account", "key"),
+        ("api", "key"),
+        ("api", "keys"),
+        ("card", "number"),
+        ("connection", "string"),
+        ("encryption", "key"),
+        ("master", "key"),
+        ("private", "key"),
+        ("secret", "key"),
+        ("session", "id"),
+        ("signing", "key"),
+        ("ssh", "key"),
+    }
+)
+# written without a word boundary: `userpassword`, `authtoken`, `awssecretkey`
+_SECRET_PARTS = ("password", "passwd", "passphrase", "secret", "apikey", "accesskey", "privatekey", "credential")
+_SECRET_ENDINGS = ("token", "pwd")
+# what a word after `token` or `auth` turns into something that is counted or named, not kept secret
+_HARMLESS_ENDINGS = frozenset(
+    {"budget", "count", "counts", "expires", "expiry", "id", "limit", "limits", "method", "mode", "type", "url"}
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+_TRIGGERS = (
+    "passw", "passphrase", "pwd", "secret", "token", "key", "auth", "bearer", "cookie", "cred", "session", "csrf",
+    "xsrf", "jwt", "dsn", "otp", "mfa", "ssn", "cvv", "cvc", "connection", "card",
+)  # fmt: skip
+
+# `key = value`, `"key": "value"`, also inside JSON that is itself quoted
+_GAP = r"""\\{0,4}["']?\ {0,4}(?:=>|[:=])\ {0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
+_ASSIGNMENT = re.compile(rf"(?:{'|'.join(_TRIGGERS)})[\w-]{{0,32}}+(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)
+_VALUE = re.compile(
+    r"""(?P<open>\\{1,4}["'])(?:[^"'\\]|\\(?!["'\\]))*+(?P<close>\\{1,4}["'])?
+      |(?P<quoted>"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?)
+      |[^\s,;&"'(){}\[\]]++""",
+    re.VERBOSE | re.DOTALL,
+)
+_FREE_STANDING = re.compile(
+    r"""(?P<scheme>\b(?:[Bb]earer|[Bb]asic)\ +)[A-Za-z0-9._~+/=-]{8,}+
+      |(?P<url>://[^\s:/@?#]{0,64}:)[^\s/@?#]{1,256}(?=@)
+      |-----BEGIN\ [A-Z ]{0,32}PRIVATE\ KEY-----(?:(?!-----END)[\s\S])*+(?:-----END\ [A-Z ]{0,32}-----)?
+      |\bsk-[A-Za-z0-9_-]{16,}+
+      |\bgh[opsur]_[A-Za-z0-9]{20,}+
+      |\bAKIA[0-9A-Z]{16}\b
+      |\bxox[abeprs]-[A-Za-z0-9-]{10,}+
+      |\beyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{4,}+\.[A-Za-z0-9_-]*+""",
+    re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=4096)
+def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
+    """Whether values under this key are masked. `more` holds further names, in lower case."""
+    name = name[-128:]
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words:
+        return False
+    if name.lower() in more or "_".join(words) in more:
+        return True
+    if words[-1] in _HARMLESS_ENDINGS and not _SECRET_PAIRS.intersection(pairwise(words)):
+        return any(part in words for part in ("password", "secret"))
+    if _SECRET_WORDS.intersection(words) or _SECRET_PAIRS.intersection(pairwise(words)):
+        return True
+    return any(part in word for word in words for part in _SECRET_PARTS) or words[-1].endswith(_SECRET_ENDINGS)
+
+
+def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
+    """`text` with the values of secret-looking assignments, and strings in the form of well-known keys, masked."""
+    if "=" in text or ":" in text:
+        lowered = text.lower()
+        if any(trigger in lowered for trigger in _TRIGGERS):
+            text = _mask_values(_ASSIGNMENT, text, more)
+        for name in more:
+            if name in lowered:
+                text = _mask_values(_assignment_of(name), text, more)
+    if _could_hold_a_key(text):
+        text = _FREE_STANDING.sub(_mask_free_standing, text)
+    return text
+
+
+def _could_hold_a_key(text: str) -> bool:
+    """A guard for `_FREE_STANDING`, spelled out since it runs for every string."""
+    return (
+        "://" in text
+        or "sk-" in text
+        or "AKIA" in text
+        or "eyJ" in text
+        or "xox" in text
+        or "gh" in text
+        or "earer " in text
+        or "asic " in text
+        or "-----BEGIN" in text
+    )
+
+
+def _mask_values(assignment: re.Pattern[str], text: str, more: frozenset[str]) -> str:
+    """`text` without the values that follow secret names. A value is read only once its name is known to be secret."""
+    kept: list[str] = []
+    done = 0
+    match = assignment.search(text)
+    while match:
+        position = match.end()
+        if looks_secret(_whole_name(match), more) and (value := _VALUE.match(text, position)):
+            kept += (text[done:position], _masked(value))
+            position = done = value.end()
+        match = assignment.search(text, position)
+    return "".join(kept) + text[done:]
+
+
+def _whole_name(match: re.Match[str]) -> str:
+    """The name that the match ends, from its beginning (the pattern starts at the telling part, to stay linear)."""
+    text, begin = match.string, match.start()
+    while begin > 0 and match.start() - begin < 64 and (text[begin - 1].isalnum() or text[begin - 1] in "_-"):
+        begin -= 1
+    return text[begin : match.start("gap")]
+
+
+def _masked(value: re.Match[str]) -> str:
+    """The mask inside the value's own quotes, so that JSON stays JSON."""
+    if value["open"]:
+        return value["open"] + MASK + (value["close"] or "")
+    if quoted := value["quoted"]:
+        return quoted[0] + MASK + (quoted[0] if len(quoted) > 1 and quoted[-1] == quoted[0] else "")
+    return MASK
+
+
+def _mask_free_standing(match: re.Match[str]) -> str:
+    return (match["scheme"] or match["url"] or "") + MASK
+
+
+@lru_cache(maxsize=256)
+def _assignment_of(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-]){re.escape(name)}(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)

@@ -1,0 +1,243 @@
+"""Any Python value to capped, redacted, JSON-safe text. Layer 1: pure.
+
+What a user's job takes and gives passes through here before anything of it touches a disk. Nothing here raises: a value
+that cannot be rendered gives a text that says so. Strings are capped before they are dumped, containers are read only
+as far as the cap reaches.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Set
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import to_json
+
+from xpander_celery.redaction import MASK, looks_secret, redact_text
+
+_DEEPEST = 32
+_NO_CAP = 1 << 62
+_SLACK = 256  # read beyond a cap, so that a secret at the cut is still recognized
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renderer:
+    """How the values of jobs become text: with these caps (bytes of UTF-8), and these further secret key names."""
+
+    max_input_bytes: int = 16 * 1024
+    max_result_bytes: int = 64 * 1024
+    max_traceback_bytes: int = 16 * 1024
+    max_llm_response_bytes: int = 128 * 1024
+    redact_keys: frozenset[str] = frozenset()
+
+    def input(self, arguments: Any) -> str:
+        """The arguments as compact JSON; a single string argument (`{"name": "text"}`) as that string."""
+        if isinstance(arguments, str):
+            return self.text(arguments, self.max_input_bytes)
+        if type(arguments) is dict and len(arguments) == 1:
+            [(name, value)] = arguments.items()
+            if type(value) is str:
+                if looks_secret(str(name), self.redact_keys):
+                    return MASK
+                return self.text(value, self.max_input_bytes)
+        return self._json(arguments, self.max_input_bytes)
+
+    def result(self, value: Any) -> str | None:
+        """Text as it is, None as None, what JSON can hold as compact JSON, anything else by its `repr`."""
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return self.text(value, self.max_result_bytes)
+        return self._json(value, self.max_result_bytes)
+
+    def failure(self, error: BaseException | None, traceback: str | None = None) -> str:
+        """The exception's type and message, then the traceback where one is given."""
+        said = describe(error) if error is not None else "unknown error"
+        text = self.text(said, self.max_result_bytes)
+        if traceback:
+            text += "\n\n" + self.text(traceback, self.max_traceback_bytes, keep_end=True)
+        return text
+
+    def response(self, value: Any) -> Any:
+        """A JSON-safe, redacted copy; over the cap, the beginning of its JSON text."""
+        safe = _Walk(self.max_llm_response_bytes, self.redact_keys).copy(value, 0)
+        dumped = _dump(safe)
+        if len(dumped) <= self.max_llm_response_bytes:
+            return safe
+        return cut(dumped.decode(), self.max_llm_response_bytes)
+
+    def text(self, text: str, max_bytes: int, *, keep_end: bool = False) -> str:
+        """`text` redacted and capped; `keep_end` keeps its end (a traceback's last lines say most)."""
+        return _capped(text, max_bytes, self.redact_keys, keep_end=keep_end)
+
+    def _json(self, value: Any, max_bytes: int) -> str:
+        safe = _Walk(max_bytes, self.redact_keys).copy(value, 0)
+        return safe if type(safe) is str else cut(_dump(safe).decode(), max_bytes)
+
+
+def json_safe(value: Any) -> Any:
+    """A copy that JSON can hold, whole and unredacted: for values that a caller sends on purpose."""
+    return _Walk(_NO_CAP, None).copy(value, 0)
+
+
+def to_text(value: Any) -> str | None:
+    """Text as it is, None as None, anything else as compact JSON or its `repr`; whole and unredacted."""
+    if value is None:
+        return None
+    safe = json_safe(value)
+    return safe if type(safe) is str else _dump(safe).decode()
+
+
+def describe(error: BaseException) -> str:
+    """`Type: message`, also for an exception whose `str` fails."""
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001 - a user's __str__ may raise anything
+        message = f"(its message could not be read: {type(failure).__name__})"
+    return f"{name}: {message}" if message else name
+
+
+def _capped(text: str, max_bytes: int, redact_keys: frozenset[str], *, keep_end: bool = False) -> str:
+    size = None
+    if len(text) > max_bytes + _SLACK:
+        size = _utf8_size(text)
+        text = text[-max_bytes - _SLACK :] if keep_end else text[: max_bytes + _SLACK]
+    return cut(redact_text(_encodable(text), redact_keys), max_bytes, size=size, keep_end=keep_end)
+
+
+def cut(text: str, max_bytes: int, *, size: int | None = None, keep_end: bool = False) -> str:
+    """`text` of at most `max_bytes` of UTF-8, a cut marked with the full size (`size`, where more was cut before)."""
+    if size is None and len(text) * 4 <= max_bytes:
+        return text
+    encoded = text.encode()
+    if size is None and len(encoded) <= max_bytes:
+        return text
+    mark = f"… [cut, {size or len(encoded)} bytes in all]"
+    room = max(0, max_bytes - len(mark.encode()))
+    if keep_end:
+        return mark + encoded[len(encoded) - room :].decode(errors="ignore")
+    return encoded[:room].decode(errors="ignore") + mark
+
+
+class _Walk:
+    """One copy of a value: JSON-safe, redacted unless `redact` is None, stopped when `room` bytes are surely filled."""
+
+    __slots__ = ("_path", "_redact", "_room")
+
+    def __init__(self, room: int, redact: frozenset[str] | None) -> None:
+        self._room = room
+        self._redact = redact
+        self._path: set[int] = set()
+
+    def copy(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if kind is str:
+            return self._text(value)
+        if value is None or kind is bool:
+            self._room -= 4
+            return value
+        if kind is int:
+            self._room -= 1
+            return value if value.bit_length() < 1024 else f"<int of {value.bit_length()} bits>"
+        if kind is float:
+            self._room -= 1
+            return value if math.isfinite(value) else repr(value)
+        if depth >= _DEEPEST:
+            return self._text(f"<{kind.__name__}, nested too deep>")
+        if id(value) in self._path:
+            return self._text("<circular reference>")
+        self._path.add(id(value))
+        try:
+            return self._container(value, depth + 1)
+        except Exception as failure:  # noqa: BLE001 - a user's own class may raise anything here
+            return self._text(f"<{kind.__name__} that could not be rendered: {type(failure).__name__}>")
+        finally:
+            self._path.discard(id(value))
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth)
+        if isinstance(value, (list, tuple, Set)):
+            return self._sequence(value, depth)
+        if isinstance(value, Enum):
+            return self.copy(value.value, depth)
+        if isinstance(value, (SecretStr, SecretBytes)):
+            return self._text(MASK)
+        if isinstance(value, BaseModel):
+            extra = value.__pydantic_extra__ or {}
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            return self._mapping({**fields, **extra}, depth)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._mapping({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, depth)
+        return self._text(_leaf(value))
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        copied: dict[str, Any] = {}
+        for key, item in value.items():
+            if self._room < 0:
+                copied["…"] = f"[cut, {len(value)} keys in all]"
+                break
+            name = key if type(key) is str else str(key.value if isinstance(key, Enum) else key)
+            self._room -= len(name) + 4
+            secret = self._redact is not None and looks_secret(name, self._redact)
+            copied[_encodable(name)] = MASK if secret and item is not None else self.copy(item, depth)
+        return copied
+
+    def _sequence(self, value: Iterable[Any], depth: int) -> list[Any]:
+        copied: list[Any] = []
+        for item in value:
+            if self._room < 0:
+                copied.append(f"[cut, {len(value)} items in all]")  # type: ignore[arg-type]
+                break
+            self._room -= 1
+            copied.append(self.copy(item, depth))
+        return copied
+
+    def _text(self, text: str) -> str:
+        if self._redact is None:
+            return _encodable(text)
+        rendered = _capped(text, max(64, self._room + 64), self._redact)
+        self._room -= len(rendered)
+        return rendered
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, int, float, Decimal, UUID, PurePath, timedelta)):
+        return str(value)
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raw = bytes(value)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(raw).decode()
+    if isinstance(value, BaseException):
+        return describe(value)
+    return repr(value)
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates replaced, since UTF-8 cannot hold them."""
+    if text.isascii():
+        return text
+    return text.encode(errors="replace").decode()
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _dump(safe: Any) -> bytes:
+    return to_json(safe, inf_nan_mode="strings")
