@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from xpander_celery.errors import ConfigurationError
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
+
+
+Names = Annotated[tuple[str, ...], NoDecode]  # in a variable: a comma-separated list
 
 
 def _platform_variable(name: str) -> AliasChoices:
@@ -49,14 +52,14 @@ class Settings(BaseSettings):
     )
     agents: dict[str, str] = Field({}, description="Agent by task name pattern; the first pattern that fits wins.")
 
-    tasks: tuple[str, ...] = Field(("*",), description="Patterns of the task names that are reported.")
-    exclude: tuple[str, ...] = Field((), description="Patterns of the task names that are not.")
+    tasks: Names = Field(("*",), description="Patterns of the task names that are reported.")
+    exclude: Names = Field((), description="Patterns of the task names that are not.")
 
     capture_input: bool = Field(True, description="Send the arguments of a job.")
     capture_result: bool = Field(True, description="Send the result of a job; off, a failure still names its type.")
     capture_traceback: bool = Field(True, description="Send the traceback of a failed job.")
     job_metadata: bool = Field(True, description="Send task, queue, worker, trace id and the like in `llm_response`.")
-    redact_keys: tuple[str, ...] = Field((), description="Further key names whose values are masked.")
+    redact_keys: Names = Field((), description="Further key names whose values are masked.")
     max_input_bytes: int = Field(16 * 1024, ge=64, le=64 * 1024, description="Cap of the input.")
     max_result_bytes: int = Field(64 * 1024, ge=64, le=64 * 1024, description="Cap of the result.")
     max_traceback_bytes: int = Field(16 * 1024, ge=64, le=16 * 1024, description="Cap of the traceback.")
@@ -102,6 +105,13 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("tasks", "exclude", "redact_keys", mode="before")
+    @classmethod
+    def _listed(cls, names: object) -> object:
+        if isinstance(names, str):
+            return tuple(name.strip() for name in names.split(",") if name.strip())
+        return names
 
     @field_validator("before_send", "backend")
     @classmethod
@@ -154,7 +164,7 @@ def _explained(error: ValidationError | SettingsError, written: Mapping[str, str
     if isinstance(error, SettingsError):  # a variable that should be JSON is not
         named = re.search(r'field "(\w+)"', str(error))
         name = variable_of(named.group(1)) if named else "the environment"
-        return ConfigurationError(name, "is not valid JSON", 'Write lists as ["a", "b"] and maps as {"a": "b"}.')
+        return ConfigurationError(name, "is not valid JSON", 'Write it as {"pattern": "agent id"}.')
     problem: ErrorDetails = error.errors(include_url=False)[0]
     location = str(problem["loc"][0]) if problem["loc"] else "settings"
     field = _field_of(location)

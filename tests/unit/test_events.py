@@ -1,0 +1,53 @@
+"""Events survive their encoding; what is no event, or too new, is refused with what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xpander_celery.events import VERSION, Ended, Finished, Progress, Started, UnreadableEventError, decode, encode
+from xpander_celery.report import Outcome, Tokens
+
+COMMON = {"v": VERSION, "job_id": "j", "attempt_id": "a", "at": 1.5}
+FACTS = {"task": "t", "agent_id": "agent", "input": "grüße\nzwei"}
+
+
+@pytest.mark.parametrize(
+    ("written", "model"),
+    [
+        ({"kind": "started", "child": "c", "owner": "o", "facts": FACTS}, Started),
+        ({"kind": "progress", "tokens": {"prompt_tokens": 3}, "used_tools": ["x"]}, Progress),
+        ({"kind": "finished", "outcome": "succeeded", "duration_s": 0.5, "llm_response": {"a": [1]}}, Finished),
+        ({"kind": "ended", "owner": "o", "outcome": "lost", "facts": FACTS}, Ended),
+    ],
+)
+def test_an_event_is_read_as_it_was_written(written: dict[str, Any], model: type) -> None:
+    event = decode(encode({**COMMON, **written}))
+    assert type(event) is model
+    assert event.model_dump(mode="json", exclude_unset=True) == {**COMMON, **written}
+
+
+def test_one_event_is_one_line() -> None:
+    assert b"\n" not in encode({**COMMON, "kind": "started", "child": "c", "owner": "o", "facts": FACTS})
+
+
+def test_unknown_fields_of_a_later_release_are_passed_over() -> None:
+    event = decode(encode({**COMMON, "kind": "finished", "outcome": "failed", "duration_s": 1, "mood": "good"}))
+    assert isinstance(event, Finished)
+    assert event.outcome is Outcome.FAILED
+    assert event.tokens == Tokens()
+
+
+def test_a_newer_version_is_refused_by_its_number() -> None:
+    with pytest.raises(UnreadableEventError) as caught:
+        decode(encode({**COMMON, "v": VERSION + 1, "kind": "progress"}))
+    assert caught.value.version == VERSION + 1
+
+
+@given(st.binary())
+def test_anything_else_is_refused_and_never_crashes(text: bytes) -> None:
+    with pytest.raises(UnreadableEventError):
+        decode(text)
