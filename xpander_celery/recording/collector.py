@@ -1,0 +1,206 @@
+"""Which job a finished span belongs to, and its facts, kept until the job asks. It must not know what they add up to.
+
+One collector serves every provider of a process. It never raises into the code that starts or ends a span, holds no
+lock (each step is one dict operation), and forgets everything in a forked child.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from logging import getLogger
+from time import time_ns
+
+from opentelemetry.context import Context, create_key, get_current
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanContext
+
+from xpander_celery.recording.attributes import JOB_SCOPE, Kind
+from xpander_celery.recording.facts import SpanFacts
+
+logger = getLogger(__name__)
+
+# What our own code can raise on a malformed span. Not Exception: a soft time limit is one, and may arrive in here.
+FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+JOB_KEY = create_key("xpander_celery.job")
+active_job: ContextVar[JobSpans | None] = ContextVar("xpander_celery.spans", default=None)
+
+_MAX_TRACES = 4096
+_MAX_SPANS = 500_000
+
+
+class JobSpans:
+    """What one job's spans said so far. Filled by the collector, from any thread."""
+
+    __slots__ = (
+        "collector",
+        "dropped",
+        "ended",
+        "facts",
+        "forgotten",
+        "notify",
+        "seen",
+        "span_id",
+        "started",
+        "unended",
+    )
+
+    def __init__(self, collector: Collector, notify: Callable[[bool], None] | None) -> None:
+        self.collector = collector
+        self.notify = notify  # called with True once the job has ended, when a span with usage or a tool ended
+        self.started = collector.clock()
+        self.ended: int | None = None
+        self.forgotten = False  # the grace is over, or this is a forked child
+        self.facts: list[SpanFacts] = []
+        self.unended: set[int] = set()
+        self.span_id = 0
+        self.seen = False  # the processor saw the job's own span start
+        self.dropped = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job still runs in this process."""
+        return self.ended is None and not self.forgotten
+
+    def add(self, facts: SpanFacts) -> None:
+        """Keep the facts of a span, and tell the job if they change its usage."""
+        if len(self.facts) >= _MAX_SPANS:
+            self.dropped += 1
+            return
+        self.facts.append(facts)
+        if self.notify is not None and (facts.has_usage or facts.kind is Kind.TOOL):
+            self.notify(self.ended is not None)
+
+
+class Collector(SpanProcessor):
+    """A span processor that hands each span to its job. `grace_s`: how long an ended job still takes late spans."""
+
+    def __init__(self, *, grace_s: float, clock: Callable[[], int] = time_ns) -> None:
+        self.clock = clock
+        self._grace_ns = int(grace_s * 1e9)
+        self._owners: dict[int, JobSpans] = {}  # open spans, and the span of each job
+        self._traces: dict[int, JobSpans | None] = {}  # None: of several jobs, or of one that is over
+        self._jobs: dict[int, JobSpans] = {}  # running or in grace
+        self._ended: deque[JobSpans] = deque()
+        self.enabled = True
+        forget = weakref.WeakMethod(self._forget_all)
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+
+    def open(self, notify: Callable[[bool], None] | None) -> JobSpans:
+        """Begin to collect for a job; its span is about to start in a context that holds it under `JOB_KEY`."""
+        self._purge()
+        job = JobSpans(self, notify)
+        self._jobs[id(job)] = job
+        return job
+
+    def identify(self, job: JobSpans, context: SpanContext) -> None:
+        """The job's own span has this context."""
+        if not context.is_valid:
+            return
+        job.span_id = context.span_id
+        self._owners[context.span_id] = job
+        self._traces[context.trace_id] = None if context.trace_id in self._traces else job
+        if len(self._traces) > _MAX_TRACES:
+            self._traces.pop(next(iter(self._traces)), None)
+
+    def close(self, job: JobSpans) -> None:
+        """The job has ended; its late spans are taken for the grace."""
+        job.ended = self.clock()
+        self._ended.append(job)
+        self._purge()
+
+    def owner_of(self, context: Context | None, parent: SpanContext | None, start: int) -> JobSpans | None:
+        """The job of a span that starts at `start` below `parent`; `context` is None where the current one is meant.
+
+        First the job in the span's context; then the job of this flow of control, which also wins where the current
+        context was leaked by a job that is over; then the job of the parent, of the trace; last, for a root, the one
+        job that was running. A trace that several jobs share says nothing.
+        """
+        job = (get_current() if context is None else context).get(JOB_KEY)
+        if not isinstance(job, JobSpans) or job.collector is not self:
+            job = None
+        own = active_job.get()
+        if (
+            own is not None
+            and own.collector is self
+            and (job is None or (context is None and own.is_open and not job.is_open))
+        ):
+            job = own
+        if job is None:
+            job = self._by_descent(parent) if parent is not None and parent.is_valid else self._by_time(start)
+        return job if job is not None and self._takes(job) else None
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Remember whose span it is."""
+        if not self.enabled:
+            return
+        try:
+            scope = span.instrumentation_scope
+            if scope is not None and scope.name == JOB_SCOPE and parent_context is not None:
+                job = parent_context.get(JOB_KEY)
+                if isinstance(job, JobSpans) and not job.seen and job.span_id == 0:
+                    job.seen = True
+                    return
+            owner = self.owner_of(parent_context, span.parent, span.start_time or self.clock())
+            if owner is not None:
+                span_id = span.context.span_id
+                self._owners[span_id] = owner
+                owner.unended.add(span_id)
+        except FAILURES:
+            logger.warning("a span could not be attributed", exc_info=True, extra={"event": "span_not_attributed"})
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep the span's facts with its job. A span that arrives twice is taken once."""
+        try:
+            span_id = span.context.span_id
+            owner = self._owners.get(span_id)
+            if owner is None or span_id not in owner.unended:
+                return
+            del self._owners[span_id]
+            owner.unended.discard(span_id)
+            facts = SpanFacts.from_span(span)
+            if facts is not None and self._takes(owner):
+                owner.add(facts)
+        except FAILURES:
+            logger.warning("a span could not be read", exc_info=True, extra={"event": "span_not_read"})
+
+    def _by_descent(self, parent: SpanContext) -> JobSpans | None:
+        return self._owners.get(parent.span_id) or self._traces.get(parent.trace_id)
+
+    def _by_time(self, start: int) -> JobSpans | None:
+        running = [
+            job
+            for job in list(self._jobs.values())
+            if job.started <= start and (job.ended is None or start <= job.ended)
+        ]
+        return running[0] if len(running) == 1 else None
+
+    def _takes(self, job: JobSpans) -> bool:
+        return not job.forgotten and (job.ended is None or self.clock() - job.ended <= self._grace_ns)
+
+    def _purge(self) -> None:
+        """Forget the jobs whose grace is over, with the spans that they never ended."""
+        while self._ended and not self._takes(self._ended[0]):
+            job = self._ended.popleft()
+            job.forgotten = True
+            job.notify = None
+            self._jobs.pop(id(job), None)
+            self._owners.pop(job.span_id, None)
+            for span_id in job.unended:
+                self._owners.pop(span_id, None)
+            for trace_id, other in list(self._traces.items()):
+                if other is job:
+                    self._traces[trace_id] = None
+
+    def _forget_all(self) -> None:
+        for job in self._jobs.values():
+            job.forgotten = True
+            job.notify = None
+        self._owners.clear()
+        self._traces.clear()
+        self._jobs.clear()
+        self._ended.clear()
