@@ -9,6 +9,7 @@ An event never holds the API key; what it holds of a user's values is already re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from pydantic_core import from_json, to_json
 from xpander_celery.report import Outcome, Tokens
 
 VERSION = 1
+_MERGED_TOOLS = 64  # names of tools that a merged entry keeps: it travels in every later message
 
 
 class UnreadableEventError(ValueError):
@@ -51,13 +53,36 @@ class JobFacts(_Model):
 
 
 class CarriedAttempt(_Model):
-    """The usage of an earlier attempt, carried in the message headers of a retry."""
+    """The usage of an earlier attempt, carried in the message headers of a retry.
+
+    A list of these is the whole history of a job, oldest first. Where it would grow too long, its oldest entries are
+    merged into the first (see `carry`), which then stands for that many `attempts` and has the newest one's id.
+    """
 
     job_id: str
     attempt_id: str
+    attempts: int = 1
     tokens: Tokens = Tokens()
     used_tools: tuple[str, ...] = ()
     duration_s: float = 0.0
+
+
+def carry(earlier: Sequence[CarriedAttempt], own: CarriedAttempt, limit: int = 32) -> tuple[CarriedAttempt, ...]:
+    """The history that a retry carries: what its own attempt was given, and that attempt; at most `limit` entries."""
+    history = (*(entry for entry in earlier if entry.job_id == own.job_id), own)
+    surplus = len(history) - limit
+    if surplus <= 0:
+        return history
+    oldest, rest = history[: surplus + 1], history[surplus + 1 :]
+    merged = CarriedAttempt(
+        job_id=own.job_id,
+        attempt_id=oldest[-1].attempt_id,
+        attempts=sum(entry.attempts for entry in oldest),
+        tokens=sum((entry.tokens for entry in oldest), Tokens()),
+        used_tools=tuple(dict.fromkeys(tool for entry in oldest for tool in entry.used_tools))[:_MERGED_TOOLS],
+        duration_s=sum(entry.duration_s for entry in oldest),
+    )
+    return merged, *rest
 
 
 class _Event(_Model):
