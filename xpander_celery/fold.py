@@ -170,7 +170,11 @@ def _note_carried(
 
     def note(attempt_id: str, place: int, entry: CarriedAttempt | None = None) -> None:
         known = attempts.get(attempt_id, _UNKNOWN)
-        if entry is not None and known.carried is not None:
+        if entry is None or entry == known.carried:
+            entry = None
+            if place <= (known.carried_place or 0):
+                return  # the next message of a long history repeats almost all of it
+        elif known.carried is not None:
             entry = max(known.carried, entry, key=_carried_order)
         update = {"carried_place": max(known.carried_place or 0, place), "carried": entry or known.carried}
         attempts[attempt_id] = known.model_copy(update=update)

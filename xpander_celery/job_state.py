@@ -134,9 +134,10 @@ class Attempt(_Model):
         changes: dict[str, Any] = {}
         if self.started is not None and self.started.facts.input is not None:
             changes["started"] = _without_input(self.started)
-        if self.finished is not None:
-            changes["finished"] = self.finished.model_copy(update={"input": None, "result": None, "llm_response": None})
-        if self.ended is not None:
+        done = self.finished
+        if done is not None and (done.input is not None or done.result is not None or done.llm_response is not None):
+            changes["finished"] = done.model_copy(update={"input": None, "result": None, "llm_response": None})
+        if self.ended is not None and (self.ended.result is not None or self.ended.facts.input is not None):
             changes["ended"] = _without_input(self.ended).model_copy(update={"result": None})
         return self.model_copy(update=changes) if changes else self
 

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpander_celery.events import VERSION, Ended, Finished, Progress, Started, UnreadableEventError, decode, encode
+from xpander_celery.events import (
+    VERSION,
+    CarriedAttempt,
+    Ended,
+    Finished,
+    Progress,
+    Started,
+    UnreadableEventError,
+    carry,
+    decode,
+    encode,
+)
 from xpander_celery.report import Outcome, Tokens
 
 COMMON = {"v": VERSION, "job_id": "j", "attempt_id": "a", "at": 1.5}
@@ -51,3 +62,32 @@ def test_a_newer_version_is_refused_by_its_number() -> None:
 def test_anything_else_is_refused_and_never_crashes(text: bytes) -> None:
     with pytest.raises(UnreadableEventError):
         decode(text)
+
+
+def carried(number: int, **more: Any) -> CarriedAttempt:
+    tokens = Tokens(prompt_tokens=number)
+    return CarriedAttempt(job_id="j", attempt_id=f"a{number}", tokens=tokens, duration_s=1.0, used_tools=("t",), **more)
+
+
+def test_a_retry_carries_what_it_was_given_and_its_own_attempt() -> None:
+    assert carry((carried(1),), carried(2)) == (carried(1), carried(2))
+
+
+def test_a_retry_drops_what_another_job_carried() -> None:
+    foreign = CarriedAttempt(job_id="other", attempt_id="x")
+    assert carry((foreign,), carried(1)) == (carried(1),)
+
+
+def test_a_long_history_is_merged_from_its_oldest_end() -> None:
+    history: tuple[CarriedAttempt, ...] = ()
+    for number in range(1, 8):
+        history = carry(history, carried(number), limit=3)
+    merged = CarriedAttempt(
+        job_id="j",
+        attempt_id="a5",
+        attempts=5,
+        tokens=Tokens(prompt_tokens=15),
+        duration_s=5.0,
+        used_tools=("t",),
+    )
+    assert history == (merged, carried(6), carried(7))
