@@ -1,0 +1,173 @@
+"""The files that one process holds open to write: its liveness file and its current segment.
+
+It raises OSError (or JournalError for a place that may not be used) and leaves it to `files` what then becomes of an
+event. Nothing here waits for another thread: signal handlers, threads and greenlets may be in any function at once.
+
+The number of the segment's descriptor stays the same as long as the process lives: rotation and closing put another
+file behind it (dup2). So a thread that has read the number and is about to write never meets a file of the user's
+that got the number meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from xpander_celery.journal import liveness, location
+from xpander_celery.journal.locks import create_locked
+from xpander_celery.journal.segments import segment_name
+
+MAX_SEGMENT_BYTES = 4 * 1024**2
+MAX_SEGMENT_AGE_S = 60.0
+
+_NEVER = float("-inf")
+_TRIES = 3
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
+
+
+class SegmentWriter:
+    """Writes lines to the segments of this process, which it opens at the first line."""
+
+    def __init__(self, directory: Path, *, sync_always: bool, clock: Callable[[], float]) -> None:
+        self._directory = directory
+        self._sync_always = sync_always
+        self._clock = clock
+        self._descriptor: dict[str, int] = {}  # at most one, under "segment": a dict, since its setdefault is atomic
+        self._liveness: list[int] = []  # more than one only if threads met at the first line
+        self._is_prepared = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin again as another process: what was inherited over a fork is closed, never unlocked."""
+        self._let_go([*self._descriptor.values(), *self._liveness])
+        self._descriptor = {}
+        self._liveness = []
+        self._numbers = itertools.count()
+        self._generation = 0
+        self._size = 0
+        self._rotate_at = _NEVER
+        self._is_torn = False
+        self.process_id = liveness.new_process_id()
+
+    __del__ = forget
+
+    def open(self) -> None:
+        """Become alive and create the first segment; the second time it does nothing."""
+        if self._rotate_at == _NEVER:
+            self._rotate(self._clock())
+
+    def write(self, line: bytes) -> None:
+        """Append one line by one system call; durable when it returns."""
+        now = self._clock()
+        if now >= self._rotate_at or self._size >= MAX_SEGMENT_BYTES:
+            self._rotate(now)
+        try:
+            self._write(line)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            self._descriptor, self._liveness = (
+                {},
+                [],
+            )  # closed behind our back, as daemons do; their numbers may be in use
+            self._rotate(now)
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        for _ in range(_TRIES):
+            generation = self._generation
+            if self._is_torn:
+                line = b"\n" + line.lstrip()
+            written = os.write(self._descriptor["segment"], line)
+            self._size += written
+            self._is_torn = written != len(line)
+            if self._is_torn:
+                continue
+            if self._sync_always:
+                _fdatasync(self._descriptor["segment"])
+                if generation != self._generation:
+                    continue  # another thread rotated in between: what was synced may be another file
+            return
+        raise OSError(errno.ENOSPC, "only a part of a record was written")
+
+    def _rotate(self, now: float) -> None:
+        """Go on in a new segment. Two callers at once make one more than needed; the reader removes an empty one."""
+        has_one = self._rotate_at != _NEVER
+        if has_one:
+            self._rotate_at = now + MAX_SEGMENT_AGE_S  # first of all, so that nobody else rotates meanwhile
+            if self._size == 0:
+                return
+            self._size = 0
+        try:
+            fresh = self._create()
+        except OSError:
+            if has_one:
+                return  # the old one serves for another term
+            raise
+        current = self._descriptor.setdefault("segment", fresh)
+        if current != fresh:
+            self._generation += 1
+            os.dup2(fresh, current, inheritable=False)
+            os.close(fresh)
+        self._rotate_at = now + MAX_SEGMENT_AGE_S
+        self._size = 0
+
+    def _create(self) -> int:
+        if not self._is_prepared:
+            location.prepare(self._directory)
+            self._is_prepared = True
+        try:
+            return self._create_in_place()
+        except FileNotFoundError:
+            location.prepare(self._directory)
+            self._let_go(self._liveness)  # its file went with the directory
+            return self._create_in_place()
+
+    def _create_in_place(self) -> int:
+        if not self._liveness:
+            self._liveness.append(liveness.announce(self._directory, self.process_id))
+        fresh = create_locked(self._directory / segment_name(self.process_id, next(self._numbers)))
+        if self._sync_always:
+            _sync_directory(self._directory)
+        return fresh
+
+    def stay_alive(self) -> None:
+        """Become alive again if somebody removed the liveness file, perhaps with the whole directory."""
+        if self._liveness and not liveness.has_file(self._directory, self.process_id):
+            location.prepare(self._directory)
+            self._liveness.append(liveness.announce(self._directory, self.process_id))
+
+    def release(self) -> None:
+        """Give the segment up, so that the reader may remove it; the next write opens another one."""
+        current = self._descriptor.get("segment")
+        if current is not None and self._rotate_at != _NEVER:
+            self._rotate_at = _NEVER
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # a write to it fails with EBADF
+            os.dup2(nothing, current, inheritable=False)
+            os.close(nothing)
+
+    def close(self) -> None:
+        """Give up the segment and the liveness of this process."""
+        self.release()
+        if self._liveness:
+            liveness.withdraw(self._directory, self.process_id)
+            self._let_go(self._liveness)
+
+    @staticmethod
+    def _let_go(descriptors: list[int]) -> None:
+        while descriptors:
+            try:
+                os.close(descriptors.pop())
+            except OSError:
+                continue  # closed by a daemon that closes all it finds
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
