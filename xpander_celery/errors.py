@@ -11,7 +11,8 @@ XpanderCeleryError
     ├── RateLimitedError        too many requests (429)
     ├── ServerError             the platform failed (408, 425, 5xx)
     ├── NetworkError            no answer: refused, timed out, DNS, TLS
-    └── ProtocolError           an answer that is not the platform's (3xx, a body of another form)
+    ├── ProtocolError           an answer that is not the platform's (3xx, a body of another form)
+    └── TaskNotEndedError       a task was waited for and had not ended by the deadline (also a TimeoutError)
 """
 
 from __future__ import annotations
@@ -88,3 +89,11 @@ class NetworkError(BackendError):
 
 class ProtocolError(BackendError):
     """The answer was not the platform's: a redirect, or a body of another form."""
+
+
+class TaskNotEndedError(BackendError, TimeoutError):
+    """A task was waited for and had not ended by the deadline; the last failed look at it, if any, is chained."""
+
+    def __init__(self, task_id: str, timeout_s: float) -> None:
+        super().__init__(f"task {task_id!r} had not ended after {timeout_s:g} s")
+        self.task_id = task_id
