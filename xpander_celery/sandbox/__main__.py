@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-requests", type=int, default=10_000, help="requests to remember for tests (default: %(default)s)"
     )
+    parser.add_argument("--model-seed", type=int, default=0, help="varies what the scripted model counts")
     parser.add_argument(
         "--stop-at-eof", action="store_true", help="stop when standard input ends, so with the process that started it"
     )
@@ -73,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve as `arguments` say until told to stop; the exit code."""
     store = Store(arguments.db)
-    app = build_app(store, api_keys=frozenset(arguments.api_key), keep_requests=arguments.keep_requests)
+    app = build_app(
+        store,
+        api_keys=frozenset(arguments.api_key),
+        keep_requests=arguments.keep_requests,
+        model_seed=arguments.model_seed,
+    )
     config = uvicorn.Config(
         app,
         host=arguments.host,

@@ -89,6 +89,9 @@ class UpdateBody(BaseModel):
 
     status: str | None = None
     result: str | None = None
+    title: str | None = None
+    input: InvocationInput | None = None
+    configuration: Any = Field(default=None, exclude=True, description="The official client echoes it, with its key.")
 
 
 def read_body(model: type[Body], text: bytes) -> Body:

@@ -1,4 +1,4 @@
-"""The sandbox's own routes below `/_sandbox/`, for tests: what arrived, ordered faults, and clearing."""
+"""The sandbox's own routes below `/_sandbox/`, for tests: what arrived, what the model served, faults, clearing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from starlette.routing import BaseRoute, Route
 
 from xpander_celery.sandbox.arrivals import Arrivals, Fault
 from xpander_celery.sandbox.contract import BodyError
+from xpander_celery.sandbox.model.served import Served
 from xpander_celery.sandbox.platform import JsonText
 from xpander_celery.sandbox.store import Store
 
 _FAULTS = TypeAdapter(list[Fault])
 
 
-def control_routes(arrivals: Arrivals, store: Store) -> list[BaseRoute]:
-    """`requests` (also counted by reported id in `posts`), `faults` and `records`. They are never written down."""
+def control_routes(arrivals: Arrivals, store: Store, served: Served) -> list[BaseRoute]:
+    """`requests` (counted by reported id in `posts`), `faults`, `records`, `usage`. Asking is never written down."""
 
     async def read_requests(request: Request) -> Response:
         return JsonText([arrival.as_json() for arrival in arrivals.requests])
@@ -42,6 +43,13 @@ def control_routes(arrivals: Arrivals, store: Store) -> list[BaseRoute]:
         store.clear()
         return Response(status_code=204)
 
+    async def read_usage(request: Request) -> Response:
+        return JsonText(served.as_json())
+
+    async def clear_usage(request: Request) -> Response:
+        served.clear()
+        return Response(status_code=204)
+
     return [
         Route("/_sandbox/requests", read_requests, methods=["GET"]),
         Route("/_sandbox/requests", clear_requests, methods=["DELETE"]),
@@ -49,4 +57,6 @@ def control_routes(arrivals: Arrivals, store: Store) -> list[BaseRoute]:
         Route("/_sandbox/faults", read_faults, methods=["GET"]),
         Route("/_sandbox/faults", set_faults, methods=["PUT"]),
         Route("/_sandbox/records", clear_records, methods=["DELETE"]),
+        Route("/_sandbox/usage", read_usage, methods=["GET"]),
+        Route("/_sandbox/usage", clear_usage, methods=["DELETE"]),
     ]

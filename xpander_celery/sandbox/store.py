@@ -199,11 +199,19 @@ class Store:
         known = self.get(record_id)
         if known is None:
             return None
-        extra = {**known.extra, **(body.model_extra or {})}
+        extra = {**known.extra, **body.model_dump(mode="json", exclude_unset=True)}
         row = self._connection.execute(
-            "UPDATE records SET status = coalesce(?, status), result = coalesce(?, result), extra = ?, updated_at = ?,"
-            " due_at = NULL WHERE id = ? RETURNING *",
-            (body.status, body.result, json.dumps(extra), time.time(), record_id),
+            "UPDATE records SET status = coalesce(?, status), result = coalesce(?, result), title = coalesce(?, title),"
+            " input = coalesce(?, input), extra = ?, updated_at = ?, due_at = NULL WHERE id = ? RETURNING *",
+            (
+                body.status,
+                body.result,
+                body.title,
+                body.input.text if body.input else None,
+                json.dumps(extra),
+                time.time(),
+                record_id,
+            ),
         ).fetchone()
         return _record(row)
 

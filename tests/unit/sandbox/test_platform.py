@@ -171,6 +171,17 @@ async def test_an_update_keeps_what_it_does_not_name(client: httpx.AsyncClient) 
     assert (await client.delete("/agent-execution/job-1")).json()["status"] == "stopped"
 
 
+async def test_an_update_replaces_input_and_title_and_forgets_the_clients_configuration(
+    client: httpx.AsyncClient,
+) -> None:
+    await report(client)
+    body = {"title": "new", "input": {"text": "how few?", "files": ["f"]}, "configuration": {"api_key": KEY}}
+    await client.patch("/agent-execution/job-1/update", json=body)
+    task = (await client.get("/agent-execution/job-1/status")).json()
+    assert (task["title"], task["input"]["text"], task["input"]["files"]) == ("new", "how few?", ["f"])
+    assert KEY not in json.dumps(task)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

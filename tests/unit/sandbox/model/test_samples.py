@@ -1,0 +1,35 @@
+from typing import Any
+
+import pytest
+
+from xpander_celery.sandbox.model.samples import sample
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, "Convert 12.5 EUR"),
+        ({"type": "string", "maxLength": 7}, "Convert"),
+        ({"type": "string", "format": "date"}, "2026-01-15"),
+        ({"type": "number"}, 12.5),
+        ({"type": "integer"}, 12),
+        ({"type": "integer", "minimum": 20, "maximum": 30}, 20),
+        ({"type": "boolean"}, True),
+        ({"type": "null"}, None),
+        ({"type": ["string", "null"]}, "Convert 12.5 EUR"),
+        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, [True, True]),
+        ({"enum": ["red", "blue"]}, "red"),
+        ({"const": 7}, 7),
+        ({"type": "integer", "default": 0}, 0),
+        ({"anyOf": [{"type": "boolean"}, {"type": "null"}]}, True),
+        ({"properties": {"a": {"type": "boolean"}}}, {"a": True}),
+        ({"$ref": "#/$defs/Flag", "$defs": {"Flag": {"type": "boolean"}}}, True),
+    ],
+)
+def test_a_sample_fits_its_schema(schema: dict[str, Any], value: object) -> None:
+    assert sample(schema, "Convert 12.5 EUR") == value
+
+
+def test_a_schema_that_contains_itself_ends() -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+    assert isinstance(sample({"$ref": "#/$defs/Node", "$defs": {"Node": node}}), dict)
