@@ -59,7 +59,7 @@ class Transport:
         self._pid = os.getpid()
         self._opened: dict[str, httpx.BaseTransport] = {}
         self._opened_async: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Opened]] = WeakKeyDictionary()
-        self._url = lru_cache(maxsize=256)(httpx.URL)
+        self._url = lru_cache(maxsize=256)(_url)
         self._extensions = {
             "timeout": httpx.Timeout(
                 timeouts.read_timeout_s, connect=timeouts.connect_timeout_s, pool=timeouts.total_timeout_s
@@ -80,7 +80,7 @@ class Transport:
                         raise TimeoutError(f"no whole answer within {self._timeouts.total_timeout_s:g} s")
             finally:
                 response.close()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, OSError) as error:
             raise _failure(call, error) from error
         return Answer(response.status_code, bytes(body), response.headers)
 
@@ -97,7 +97,7 @@ class Transport:
                         _take(call, body, chunk)
                 finally:
                     await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # asyncio's TimeoutError is an OSError
+        except (httpx.HTTPError, OSError) as error:  # asyncio's TimeoutError is an OSError
             raise _failure(call, error) from error
         return Answer(response.status_code, bytes(body), response.headers)
 
@@ -182,6 +182,15 @@ def _take(call: Call, body: bytearray, chunk: bytes) -> None:
     body += chunk
 
 
+def _url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+        _ = url.host  # decodes an international name, and raises where it is none
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigurationError("XPANDER_BASE_URL", f"cannot be used ({error})", "Check the host's name.") from error
+    return url
+
+
 def _origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.host}:{url.port}"
 
@@ -209,11 +218,9 @@ def _proxy_of(url: httpx.URL) -> httpx.Proxy | None:
     return proxy
 
 
-def _failure(call: Call, error: Exception) -> BackendError | ConfigurationError:
+def _failure(call: Call, error: Exception) -> BackendError:
     """Ours for what httpx raised."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return ConfigurationError("XPANDER_BASE_URL", f"cannot be used ({said})", "Give the platform's address.")
     if isinstance(error, httpx.DecodingError):
         return ProtocolError(f"{call}: an answer that cannot be decoded ({said})")
     return NetworkError(f"{call}: no answer ({said})")
