@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from xpander_celery.backend.arguments import agent_of, report_of, segment
@@ -55,9 +56,11 @@ def invoke_agent(
     return Task.read(call, (yield from ask(call)), waiter)
 
 
-def wait_for_task(task_id: Any, timeout_s: float, waiter: Waiter) -> Steps[Task]:
+def wait_for_task(
+    task_id: Any, timeout_s: float, waiter: Waiter, *, now: Callable[[], float] = time.monotonic
+) -> Steps[Task]:
     """Read a task until it has ended, at growing intervals, through passing failures of the platform."""
-    deadline = time.monotonic() + timeout_s
+    deadline = now() + timeout_s
     pause_s = FIRST_PAUSE_S
     failure: BackendError | None = None
     while True:
@@ -71,7 +74,7 @@ def wait_for_task(task_id: Any, timeout_s: float, waiter: Waiter) -> Steps[Task]
             failure, wait_s = error, max(wait_s, _asked_for(error.retry_after))
         except NetworkError as error:
             failure = error
-        remaining_s = deadline - time.monotonic()
+        remaining_s = deadline - now()
         if remaining_s <= 0:
             raise TaskNotEndedError(str(task_id), timeout_s) from failure
         yield Pause(min(wait_s, remaining_s))
