@@ -1,107 +1,18 @@
-"""`python -m xpander_celery.sandbox`: serve until SIGTERM or Ctrl-C, and say where once it is ready."""
+"""`python -m xpander_celery.sandbox`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import os
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Iterator, Sequence
 
-import uvicorn
-
-from xpander_celery.sandbox.app import build_app
-from xpander_celery.sandbox.store import Store
-
-_KEEP_ALIVE_S = 75
-_SHUTDOWN_S = 1
+from xpander_celery.sandbox.command import DESCRIPTION, add_arguments, run
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, with our own word on readiness and on when to stop."""
-
-    def __init__(self, config: uvicorn.Config, *, stop_at_eof: bool) -> None:
-        super().__init__(config)
-        self._stop_at_eof = stop_at_eof
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._stop_at_eof:
-            threading.Thread(target=self._wait_for_eof, args=(asyncio.get_running_loop(),), daemon=True).start()
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        print(f"sandbox ready http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn raises the signal again once it has stopped, so a clean stop would look like a death."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-        yield
-
-    def _stop(self) -> None:
-        self.should_exit = True
-
-    def _wait_for_eof(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read standard input by its descriptor: a buffered read in a daemon thread would abort the interpreter."""
-        while os.read(0, 4096):
-            pass
-        with contextlib.suppress(RuntimeError):  # the loop has ended already
-            loop.call_soon_threadsafe(self._stop)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the sandbox, for this module's own command line and for `xpander-celery sandbox`."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8899, help="port; 0 lets the system choose (default: %(default)s)")
-    parser.add_argument("--db", default=":memory:", help="SQLite file of the history (default: in memory)")
-    parser.add_argument(
-        "--api-key", action="append", default=[], help="a key that is let in, repeatable (default: any key)"
-    )
-    parser.add_argument(
-        "--keep-requests", type=int, default=10_000, help="requests to remember for tests (default: %(default)s)"
-    )
-    parser.add_argument("--model-seed", type=int, default=0, help="varies what the scripted model counts")
-    parser.add_argument(
-        "--stop-at-eof", action="store_true", help="stop when standard input ends, so with the process that started it"
-    )
-
-
-def serve(arguments: argparse.Namespace) -> int:
-    """Serve as `arguments` say until told to stop; the exit code."""
-    store = Store(arguments.db)
-    app = build_app(
-        store,
-        api_keys=frozenset(arguments.api_key),
-        keep_requests=arguments.keep_requests,
-        model_seed=arguments.model_seed,
-    )
-    config = uvicorn.Config(
-        app,
-        host=arguments.host,
-        port=arguments.port,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-    )
-    try:
-        _Server(config, stop_at_eof=arguments.stop_at_eof).run()
-    finally:
-        store.close()
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """The command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m xpander_celery.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m xpander_celery.sandbox", description=DESCRIPTION)
     add_arguments(parser)
-    return serve(parser.parse_args(argv))
+    return run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The demo: real jobs on a real worker, and their task history, from nothing. Layer 5."""
