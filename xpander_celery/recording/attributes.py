@@ -128,15 +128,12 @@ OPERATION_KIND = {
 TOOL_SPAN_PREFIXES = ("execute_tool ", "anthropic.custom_tool_use ")  # the rest of the span's name is the tool
 NO_TOOLS = frozenset({"(merged tools)"})  # a span that Google ADK adds for parallel calls
 
-# Prompts without the cache. Anthropic and Bedrock count cached tokens beside the prompt; these write the counts as
-# they came, all others add the cache first.
-BESIDE_SCOPES_BY_PROVIDER = {
-    "openinference.instrumentation.agno": frozenset({"anthropic", "awsbedrock", "azurefoundry"}),
-}
+# Prompts written without the cache: agno passes on what Anthropic and Bedrock count, and so does botocore's layer.
 BESIDE_SCOPES = frozenset({"opentelemetry.instrumentation.botocore.bedrock-runtime"})
 AGNO_SCOPE = "openinference.instrumentation.agno"
-AGNO_CLAUDE_PROVIDER = "vertexai"  # only where the span is named after agno's Claude class
-AGNO_CLAUDE_SPAN = "Claude."
+AGNO_PROVIDERS_BESIDE = frozenset({"anthropic", "awsbedrock", "azurefoundry"})
+AGNO_VERTEX = "vertexai"  # only where the model is Claude: its span is named after agno's class
+AGNO_VERTEX_SPAN = "Claude."
 
 # Calls whose own provider counts cache beside the prompt, however the instrumentation wrote them.
 BESIDE_PROVIDERS = frozenset(
@@ -153,6 +150,18 @@ BESIDE_PROVIDER_SCOPES = frozenset(
         "opentelemetry.instrumentation.genai.anthropic",
     }
 )
+
+# How near to the provider a layer sits, where two at one depth saw the same call.
+_NEARNESS = ("com.anthropic.sdk", "opentelemetry.instrumentation.genai", "openinference.")
+
+
+def nearness(scope: str) -> int:
+    """0 for a provider's own SDK, more for layers further away."""
+    for rank, prefix in enumerate(_NEARNESS):
+        if scope.startswith(prefix):
+            return rank
+    return len(_NEARNESS)
+
 
 RELEVANT = frozenset(
     {

@@ -5,22 +5,15 @@ Pure: it reads any object with the attributes of the SDK's `ReadableSpan`, and i
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Mapping
+from json import loads
 from sys import intern
 from typing import Any, NamedTuple
 
 from xpander_celery.recording import attributes as keys
 from xpander_celery.recording.attributes import Kind
-
-
-class Counts(NamedTuple):
-    """Tokens as one span states them. None: not stated."""
-
-    prompt: int | None = None
-    completion: int | None = None
-    cache_read: int | None = None
-    cache_write: int | None = None
-    total: int | None = None
+from xpander_celery.recording.provider_usage import Numbers, count, is_beside, numbers_of, numbers_of_buckets
 
 
 class SpanFacts(NamedTuple):
@@ -100,58 +93,33 @@ def facts_of(
     """The facts of one span; None for a pending span, which stands for one that is still open."""
     scope = intern(scope)
     raw = name == keys.LITELLM_RAW_SPAN
-    if not raw and keys.RELEVANT.isdisjoint(attributes):
-        kind = Kind.TOOL if name.startswith(keys.TOOL_SPAN_PREFIXES) else Kind.PLAIN
-        tool = _tool_name(name, attributes) if kind is Kind.TOOL else None
-        return SpanFacts(span_id, parent_id, scope, kind, start, end, failed, tool=tool)
+    if not raw and keys.RELEVANT.isdisjoint(attributes) and not name.startswith(keys.TOOL_SPAN_PREFIXES):
+        return SpanFacts(span_id, parent_id, scope, Kind.PLAIN, start, end, failed)
     if attributes.get(keys.PENDING[0]) == keys.PENDING[1]:
         return None
     kind = Kind.LLM if raw else _kind(name, attributes)
+    facts = SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
     if kind is Kind.EXCLUDED:
-        return SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
-    tool = _tool_name(name, attributes) if kind is Kind.TOOL else None
-    counts = _litellm_counts(attributes) if raw else _counts(attributes)
-    prompt, completion, cache_read, cache_write, total = counts
-    if prompt is None and completion is None:
-        return SpanFacts(
-            span_id, parent_id, scope, kind, start, end, failed, tool=tool, requested=_requested(attributes, kind)
-        )
-    if kind is Kind.PLAIN:
-        kind = Kind.CONTAINER
-    model = _first_text(attributes, keys.MODEL)
-    response_id = _first_text(attributes, keys.RESPONSE_ID)
+        return facts
+    if kind is Kind.TOOL:
+        facts = facts._replace(tool=_tool_name(name, attributes))
+    elif kind is Kind.LLM:
+        facts = facts._replace(requested=_requested(attributes))
     provider = (_first_text(attributes, keys.PROVIDER) or "").lower()
-    prompt, completion, cache_read, cache_write = prompt or 0, completion or 0, cache_read or 0, cache_write or 0
-    exclusive = _is_exclusive(scope, name, provider, prompt, completion, cache_read + cache_write, total)
-    if exclusive:
-        prompt += cache_read + cache_write
-    return SpanFacts(
-        span_id,
-        parent_id,
-        scope,
-        kind,
-        start,
-        end,
-        failed,
-        prompt,
-        completion,
-        cache_read,
-        cache_write,
-        exclusive or provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES,
-        None if model is None else intern(model),
-        response_id,
-        tool,
-        _requested(attributes, kind),
+    numbers = _litellm_numbers(attributes) if raw else _numbers(scope, name, provider, attributes)
+    if numbers is None:
+        return facts
+    model = _first_text(attributes, keys.MODEL)
+    return facts._replace(
+        kind=kind or Kind.CONTAINER,
+        prompt=numbers.prompt,
+        completion=numbers.completion,
+        cache_read=numbers.cache_read,
+        cache_write=numbers.cache_write,
+        beside=numbers.beside or provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES,
+        model=None if model is None else intern(model),
+        response_id=_first_text(attributes, keys.RESPONSE_ID),
     )
-
-
-def count(value: object) -> int | None:
-    """A count as instrumentations write it: a non-negative integer or a string of digits, nothing else."""
-    if type(value) is int:
-        return value if value >= 0 else None
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value)
-    return None
 
 
 def _kind(name: str, attributes: Mapping[str, Any]) -> Kind:
@@ -187,10 +155,8 @@ def _tool_name(name: str, attributes: Mapping[str, Any]) -> str:
     return intern(tool)
 
 
-def _requested(attributes: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
+def _requested(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """The tools that the model asked for, in its order."""
-    if kind is not Kind.LLM:
-        return ()
     names: list[str] = []
     for key in keys.REQUESTED_TOOL:
         name = attributes.get(key)
@@ -217,35 +183,47 @@ def _first_text(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str | 
     return None
 
 
-def _counts(attributes: Mapping[str, Any]) -> Counts:
-    counts = Counts(
-        _first_count(attributes, keys.PROMPT),
-        _first_count(attributes, keys.COMPLETION),
-        _first_count(attributes, keys.CACHE_READ),
-        _first_count(attributes, keys.CACHE_WRITE),
-        _first_count(attributes, keys.TOTAL),
-    )
-    if counts.prompt is None and counts.completion is None and keys.LANGFUSE_USAGE in attributes:
-        return _langfuse_counts(attributes[keys.LANGFUSE_USAGE])
-    return counts
+def _numbers(scope: str, name: str, provider: str, attributes: Mapping[str, Any]) -> Numbers | None:
+    """The counts of a span, the prompt with cache; None where it states neither prompt nor completion."""
+    prompt = _first_count(attributes, keys.PROMPT)
+    completion = _first_count(attributes, keys.COMPLETION)
+    if prompt is None and completion is None:
+        return _langfuse_numbers(attributes)
+    prompt, completion = prompt or 0, completion or 0
+    cache_read = _first_count(attributes, keys.CACHE_READ) or 0
+    cache_write = _first_count(attributes, keys.CACHE_WRITE) or 0
+    cache = cache_read + cache_write
+    if cache and (
+        _writes_prompt_without_cache(scope, name, provider)
+        or is_beside(prompt, completion, cache, _first_count(attributes, keys.TOTAL))
+    ):
+        return Numbers(prompt + cache, completion, cache_read, cache_write, beside=True)
+    return Numbers(prompt, completion, cache_read, cache_write)
 
 
-def _is_exclusive(
-    scope: str, name: str, provider: str, prompt: int, completion: int, cache: int, total: int | None
-) -> bool:
-    """Whether the prompt was written without the cache. That total = prompt + completion proves nothing."""
-    if not cache:
-        return False
-    if cache > prompt or total == prompt + completion + cache or scope in keys.BESIDE_SCOPES:
-        return True
-    if provider in keys.BESIDE_SCOPES_BY_PROVIDER.get(scope, ()):
-        return True
-    return scope == keys.AGNO_SCOPE and provider == keys.AGNO_CLAUDE_PROVIDER and name.startswith(keys.AGNO_CLAUDE_SPAN)
+def _writes_prompt_without_cache(scope: str, name: str, provider: str) -> bool:
+    if scope == keys.AGNO_SCOPE:
+        return provider in keys.AGNO_PROVIDERS_BESIDE or (
+            provider == keys.AGNO_VERTEX and name.startswith(keys.AGNO_VERTEX_SPAN)
+        )
+    return scope in keys.BESIDE_SCOPES
 
 
-def _langfuse_counts(text: object) -> Counts:
-    return Counts()
+def _langfuse_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
+    text = attributes.get(keys.LANGFUSE_USAGE)
+    try:
+        usage = loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return numbers_of_buckets(usage) if isinstance(usage, dict) else None
 
 
-def _litellm_counts(attributes: Mapping[str, Any]) -> Counts:
-    return Counts()
+def _litellm_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
+    """The usage in `llm.<provider>.usage`, the repr of a dictionary."""
+    for key, text in attributes.items():
+        if key.startswith("llm.") and key.endswith(".usage") and isinstance(text, str):
+            try:
+                return numbers_of(literal_eval(text))
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                return None
+    return None

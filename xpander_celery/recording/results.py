@@ -1,18 +1,38 @@
 """Usage from what a job holds in its hands: responses and run outputs. It imports no provider's library.
 
-Objects are recognized by the module and name of their class and by their attributes; nothing here ever raises.
+Objects are recognized by the module and name of their class and by their attributes. Nothing here ever raises, and
+nothing here decides whether a call was already counted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from xpander_celery.recording.attributes import AGNO_PROVIDERS_BESIDE, AGNO_VERTEX
+from xpander_celery.recording.provider_usage import Numbers, numbers_of, value_at
 from xpander_celery.report import Tokens
+
+_AGNO_RUNS = frozenset(
+    {
+        "RunOutput",
+        "TeamRunOutput",
+        "WorkflowRunOutput",
+        "RunCompletedEvent",
+        "TeamRunCompletedEvent",
+        "WorkflowCompletedEvent",
+    }
+)
+_WITH_RESPONSE_ID = ("openai", "anthropic", "litellm")  # libraries whose `id` is the provider's own
+_NOT_MODEL_CALLS = ("CreateEmbeddingResponse", "EmbeddingResponse")
+_USAGE_PLACES = (("usage",), ("usage_metadata",), ("metrics", "accumulated_usage"))
+_DEEPEST = 16  # members of members
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call to a model as a response states it. Prompts include cache; `beside` as in `SpanFacts`."""
+    """One call to a model (or the sum of several) as a response states it; `prompt` and `beside` as in `SpanFacts`."""
 
     prompt: int
     completion: int
@@ -22,16 +42,17 @@ class Call:
     model: str | None = None
     response_id: str | None = None
     created: int | None = None  # nanoseconds since the epoch
+    run_id: str | None = None  # of the Agno run that made it
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What a response or a run output says of itself."""
+    """What a response or a run output says of itself. `content` is an Agno run's answer, as the agent gave it."""
 
     calls: tuple[Call, ...] = ()
     used_tools: tuple[str, ...] = ()
-    content: str | None = None  # the text of the answer
-    failed: bool = False  # an Agno run of status error: it swallows the model's errors
+    content: Any = None
+    failed: bool = False  # an Agno run of status error: it swallows the model's errors, and its content is the error
 
 
 @dataclass(frozen=True)
@@ -43,5 +64,154 @@ class Added:
 
 
 def read_result(value: object) -> Returned | None:
-    """What `value` says about usage, tools, content and failure; None if it is no response that is known here."""
-    return None
+    """What `value` says about usage, tools, content and failure; None if it is no response that is known here.
+
+    Known are Agno's run, team and workflow outputs and their completion events; responses of OpenAI, Anthropic and
+    LiteLLM; run results of pydantic-ai, LangChain and Strands; and any mapping or object with a `usage` block, or that
+    is one.
+    """
+    if value is None or isinstance(value, (str, bytes, int, float, list, tuple, set)):
+        return None
+    kind = type(value)
+    root = kind.__module__.partition(".")[0]
+    if root == "agno" and kind.__name__ in _AGNO_RUNS:
+        return _run_output(value)
+    if kind.__name__ in _NOT_MODEL_CALLS:
+        return None
+    numbers = _numbers_in(value, call=root == "pydantic_ai")
+    if numbers is None:
+        return None
+    has_id = root in _WITH_RESPONSE_ID or isinstance(value, Mapping)
+    return Returned(
+        calls=(
+            Call(
+                *numbers,
+                model=_text(value_at(value, "model")),
+                response_id=_text(value_at(value, "id")) if has_id else None,
+                created=_nanoseconds(value_at(value, "created") or value_at(value, "created_at")),
+            ),
+        )
+    )
+
+
+def _numbers_in(value: object, *, call: bool) -> Numbers | None:
+    """The usage block of a response, wherever it keeps one. pydantic-ai has a method where others have an attribute."""
+    for places in _USAGE_PLACES:
+        block: Any = value
+        for place in places:
+            block = value_at(block, place)
+        if call and callable(block):
+            block = block()
+        numbers = None if block is None else numbers_of(block)
+        if numbers is not None:
+            return numbers
+    return numbers_of(value)
+
+
+def _run_output(value: object) -> Returned:
+    """An Agno run with its members and steps, each run once."""
+    runs = list(_runs_in(value))
+    calls = [call for run in runs for call in _calls_of_run(run)]
+    if not calls:
+        run_id = _text(value_at(value, "run_id"))
+        calls = [replace(call, run_id=run_id) for step in _steps_of(value) for call in _calls_of_run(step)]
+    return Returned(
+        calls=tuple(calls),
+        used_tools=tuple(dict.fromkeys(name for run in runs for name in _tools_of(run))),
+        content=value_at(value, "content"),
+        failed=_is_error(value_at(value, "status")),
+    )
+
+
+def _runs_in(value: object) -> Iterator[object]:
+    """The run itself and every run below it. A workflow lists the members of a team both there and in the team."""
+    seen: set[object] = set()
+    waiting: list[tuple[object, int]] = [(value, 0)]
+    while waiting:
+        run, depth = waiting.pop(0)
+        key = value_at(run, "run_id") or id(run)
+        if run is None or key in seen or depth > _DEEPEST:
+            continue
+        seen.add(key)
+        yield run
+        for place in ("member_responses", "step_executor_runs"):
+            waiting += [(member, depth + 1) for member in _items(value_at(run, place))]
+        waiting.append((value_at(run, "workflow_agent_run"), depth + 1))
+
+
+def _steps_of(value: object) -> Iterator[object]:
+    """The steps of a workflow that keeps no run outputs, only their metrics."""
+    steps = value_at(value_at(value, "metrics"), "steps")
+    if isinstance(steps, Mapping):
+        yield from steps.values()
+
+
+def _calls_of_run(run: object) -> list[Call]:
+    """The calls that one run made itself: message by message, so that each can be told from what spans gave.
+
+    What the run's own sum holds beyond its messages (a memory or parser model) is one more.
+    """
+    provider, model, run_id = (_text(value_at(run, name)) for name in ("model_provider", "model", "run_id"))
+    whole = _agno_numbers(value_at(run, "metrics"), provider, model)
+    if whole is None:
+        return []
+    calls: list[Call] = []
+    for message in _items(value_at(run, "messages")):
+        if value_at(message, "from_history") is True or value_at(message, "role") != "assistant":
+            continue
+        numbers = _agno_numbers(value_at(message, "metrics"), provider, model)
+        if numbers is not None:
+            data = value_at(message, "provider_data")
+            response_id = _text(value_at(data, "id")) or _text(value_at(data, "response_id"))
+            calls.append(Call(*numbers, model=model, response_id=response_id, run_id=run_id))
+    rest = _rest(whole, calls)
+    if rest is None:
+        return [Call(*whole, model=model, run_id=run_id)]
+    return [*calls, Call(*rest, model=model, run_id=run_id)] if any(rest[:2]) else calls
+
+
+def _agno_numbers(metrics: object, provider: str | None, model: str | None) -> Numbers | None:
+    """Agno's metrics, whose prompt is without cache where the provider's is; None if they are empty."""
+    numbers = numbers_of(metrics)
+    if numbers is None or not any(numbers[:4]):
+        return None
+    provider = (provider or "").lower()
+    beside = provider in AGNO_PROVIDERS_BESIDE or (provider == AGNO_VERTEX and (model or "").startswith("claude"))
+    if beside and not numbers.beside:
+        return numbers._replace(prompt=numbers.prompt + numbers.cache_read + numbers.cache_write, beside=True)
+    return numbers
+
+
+def _rest(whole: Numbers, calls: Iterable[Call]) -> Numbers | None:
+    """What the whole holds beyond the calls; None if it holds less than they do."""
+    prompt, completion, cache_read, cache_write, beside = whole
+    for call in calls:
+        prompt -= call.prompt
+        completion -= call.completion
+        cache_read -= call.cache_read
+        cache_write -= call.cache_write
+    rest = Numbers(prompt, completion, cache_read, cache_write, beside)
+    return None if min(rest[:4]) < 0 else rest
+
+
+def _tools_of(run: object) -> Iterator[str]:
+    for tool in _items(value_at(run, "tools")):
+        name = _text(value_at(tool, "tool_name"))
+        if name:
+            yield name
+
+
+def _is_error(status: object) -> bool:
+    return str(getattr(status, "value", status)).lower() == "error"
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _nanoseconds(seconds: object) -> int | None:
+    return int(seconds * 1e9) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else None
