@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xpander_celery.backend import Backend, Configuration
     from xpander_celery.errors import ConfigurationError, XpanderCeleryError
-    from xpander_celery.recording import current_job, job, tool_call
+    from xpander_celery.recording import current_job, tool_call
     from xpander_celery.report import Outcome, TaskReport, Tokens
-    from xpander_celery.runtime import flush, instrument, uninstrument
+    from xpander_celery.runtime import TaskOptions, XpanderTask, flush, instrument, job, reported, uninstrument
     from xpander_celery.settings import Settings
-    from xpander_celery.task import TaskOptions, XpanderTask, reported
 
 _HOME = {
     "Backend": "backend",
@@ -24,16 +23,16 @@ _HOME = {
     "ConfigurationError": "errors",
     "Outcome": "report",
     "Settings": "settings",
-    "TaskOptions": "task",
+    "TaskOptions": "runtime",
     "TaskReport": "report",
     "Tokens": "report",
     "XpanderCeleryError": "errors",
-    "XpanderTask": "task",
+    "XpanderTask": "runtime",
     "current_job": "recording",
     "flush": "runtime",
     "instrument": "runtime",
-    "job": "recording",
-    "reported": "task",
+    "job": "runtime",
+    "reported": "runtime",
     "tool_call": "recording",
     "uninstrument": "runtime",
 }

@@ -1,0 +1,125 @@
+"""What the messages of jobs say, and what we add to them. Layer 3.
+
+Works on the plain dict of a message, which parent and child both hold: `Request._request_dict` there, the attributes of
+`task.request` here. An unknown header becomes an attribute of the request, and Celery sends it on with every retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from xpander_celery.events import CarriedAttempt
+
+AGENT_ID = "xpander_agent_id"
+"""A header that users set: the agent of this one call."""
+ATTEMPT = "xpander_attempt"
+"""Set by the worker's main process, never sent: attempt id and owner."""
+CARRIED = "xpander_carried"
+"""The usage of the earlier attempts of this job, a list of `CarriedAttempt`."""
+EARLIER = "xpander_earlier"
+"""The span of the attempt that published this message, as a `traceparent`: to be linked, not nested deeper."""
+PUBLISHED_AT = "xpander_published_at"
+"""When the message was published, in seconds since the epoch."""
+
+_CARRIED = TypeAdapter(tuple[CarriedAttempt, ...])
+
+
+def header(message: Mapping[str, Any], name: str) -> Any:
+    """A header of ours or of the user: an attribute of the request, or (eager, old protocol) one of its `headers`."""
+    value = message.get(name)
+    if value is None:
+        headers = message.get("headers")
+        return headers.get(name) if headers else None
+    return value
+
+
+def attempt_in(message: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Attempt id and owner, where the worker's main process gave them to this very message."""
+    said = message.get(ATTEMPT)
+    if said is None or message.get("is_eager"):
+        return None
+    attempt_id, owner = said
+    return attempt_id, owner
+
+
+def agent_in(message: Mapping[str, Any]) -> str | None:
+    """The agent that the caller named for this one job."""
+    agent_id = header(message, AGENT_ID)
+    return agent_id if isinstance(agent_id, str) and agent_id else None
+
+
+def carrier_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Where the trace context of a job is to be read; None where the job is called in-process."""
+    if message.get("is_eager"):
+        return None
+    return message if "traceparent" in message else message.get("headers") or {}
+
+
+def carried_in(message: Mapping[str, Any]) -> tuple[CarriedAttempt, ...]:
+    """The earlier attempts of this job that its message knows of."""
+    written = header(message, CARRIED)
+    if not written:
+        return ()
+    try:
+        carried = _CARRIED.validate_python(written)
+    except ValidationError:
+        return ()  # somebody else's header of that name
+    return tuple(entry for entry in carried if entry.job_id == message.get("id"))
+
+
+def carried_out(history: Sequence[CarriedAttempt]) -> list[dict[str, Any]]:
+    """`history` as plain values that every serializer and broker takes."""
+    return [entry.model_dump(mode="json", exclude_defaults=True) for entry in history]
+
+
+def facts_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says of its job, as in `events.JobFacts`; what is unknown is left out."""
+    facts: dict[str, Any] = {}
+    for fact, key in _PLAIN_FACTS:
+        value = message.get(key)
+        if value:
+            facts[fact] = value
+    queue = _queue_in(message.get("delivery_info"))
+    if queue:
+        facts["queue"] = queue
+    return facts
+
+
+_PLAIN_FACTS = (
+    ("worker", "hostname"),
+    ("retries", "retries"),
+    ("root_id", "root_id"),
+    ("parent_id", "parent_id"),
+    ("group_id", "group"),
+)
+
+
+def queue_wait_s(message: Mapping[str, Any], now: float) -> float | None:
+    """How long the job waited for a worker, beyond the time that it was asked to wait."""
+    published_at = header(message, PUBLISHED_AT)
+    if not isinstance(published_at, (int, float)):
+        return None
+    eta = message.get("eta")
+    if eta:
+        try:
+            due = datetime.fromisoformat(eta)
+        except (TypeError, ValueError):
+            return None
+        if due.tzinfo is None:  # in the app's time zone, which the message does not say
+            return None
+        published_at = max(published_at, due.timestamp())
+    return max(0.0, now - published_at)
+
+
+def _queue_in(delivery_info: Mapping[str, Any] | None) -> str | None:
+    """On the default exchange the routing key is the queue; elsewhere the message does not say it."""
+    if not delivery_info:
+        return None
+    exchange, routing_key = delivery_info.get("exchange"), delivery_info.get("routing_key")
+    if not routing_key or not exchange or exchange == routing_key:
+        return routing_key
+    return f"{exchange}:{routing_key}"

@@ -1,0 +1,444 @@
+"""The recording: what is known in memory of the attempt that runs, and the events that tell of it. Layer 2.
+
+It knows neither Celery nor the journal: whoever begins a recording says which job it is, events go to the `emit` that
+it was given, and its caller says how the attempt ended. What a job itself says comes in through `Job`.
+
+Nothing here raises into a job, and a soft time limit that arrives in here passes through to it: so `FAILURES` are
+contained, never `Exception`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from xpander_celery.events import VERSION, CarriedAttempt, carry
+from xpander_celery.recording.collector import FAILURES
+from xpander_celery.recording.results import Added, Returned, read_result
+from xpander_celery.recording.spans import JobSpan
+from xpander_celery.recording.usage import Usage, usage_of
+from xpander_celery.rendering import Renderer, describe
+from xpander_celery.report import Outcome, Tokens
+
+logger = logging.getLogger(__name__)
+
+_BURST = 32
+"""So many `progress` events are written at once; beyond that one a second, and the rest is told by `finished`."""
+_A_SECOND = 1.0
+
+
+class Job:
+    """What `current_job()` returns. This one stands for no job: it takes everything and keeps nothing."""
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> str | None:
+        """The job's id, that of its record; None outside a job."""
+        return None
+
+    @property
+    def agent_id(self) -> str | None:
+        """The agent that the job is reported to; may be set while it runs."""
+        return None
+
+    @agent_id.setter
+    def agent_id(self, agent_id: str | None) -> None:
+        pass
+
+    @property
+    def input(self) -> Any:
+        """What to send as the input, any value; the job's arguments where it is not set."""
+        return None
+
+    @input.setter  # noqa: A003 - the platform's own word
+    def input(self, value: Any) -> None:
+        pass
+
+    @property
+    def result(self) -> Any:
+        """What to send as the result, any value; what the job returns where it is not set. A failure stays one."""
+        return None
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        pass
+
+    @property
+    def llm_response(self) -> Any:
+        """The raw response of a model, any value, kept with the record for debugging."""
+        return None
+
+    @llm_response.setter
+    def llm_response(self, value: Any) -> None:
+        pass
+
+    def add_usage(self, usage: Any) -> None:
+        """Add tokens and tools: `Tokens`, a response of OpenAI or Anthropic, or an output of an Agno run.
+
+        A response that an instrumentation's span already gave counts once; plain `Tokens` always count.
+        """
+
+
+NO_JOB = Job()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """What all recordings of a process share. `emit` keeps one event: it never raises and never waits."""
+
+    emit: Callable[[dict[str, Any]], object]
+    renderer: Renderer = field(default_factory=Renderer)
+    sends_traceback: bool = True
+    clock: Callable[[], float] = time.time
+    timer: Callable[[], float] = time.monotonic
+
+
+class Recording(Job):
+    """One running attempt. `owner` is the process that sees it die, `child` the one that it runs in."""
+
+    __slots__ = (
+        "_added",
+        "_agent_id",
+        "_allowance",
+        "_began",
+        "_facts",
+        "_finished",
+        "_input",
+        "_job_id",
+        "_lasted_s",
+        "_llm_response",
+        "_outer",
+        "_outer_of_process",
+        "_recorder",
+        "_refilled_at",
+        "_result",
+        "_told",
+        "_tools",
+        "attempt_id",
+        "body_entered",
+        "carried",
+        "child",
+        "message_went_on",
+        "owner",
+        "result_of",
+        "sends_result",
+        "span",
+    )
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        job_id: str,
+        attempt_id: str,
+        child: str,
+        owner: str,
+        facts: dict[str, Any],
+        carried: Sequence[CarriedAttempt] = (),
+        span: JobSpan | None = None,
+        sends_result: bool = True,
+        result_of: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._recorder = recorder
+        self._job_id = job_id
+        self.attempt_id = attempt_id
+        self.child = child
+        self.owner = owner
+        self._facts = facts
+        self.carried = carried
+        self.span = span
+        self.sends_result = sends_result
+        self.result_of = result_of
+        self.body_entered = False
+        self.message_went_on = False  # a message with this job's id was published: the job goes on in it
+        self._agent_id: str | None = facts.get("agent_id")
+        self._input: Any = _UNSET
+        self._result: Any = _UNSET
+        self._llm_response: Any = None
+        self._added: list[Added] = []
+        self._tools: dict[str, None] = {}
+        self._told: tuple[Tokens, tuple[str, ...]] = (Tokens(), ())
+        self._allowance = float(_BURST)
+        self._began = self._refilled_at = recorder.timer()
+        self._finished: Outcome | None = None
+        self._lasted_s = 0.0
+        self._outer: Recording | None = None
+        self._outer_of_process: Recording | None = None
+
+    def __repr__(self) -> str:
+        return f"<Recording of {self._facts.get('task')} {self._job_id}>"
+
+    @property
+    def id(self) -> str:
+        return self._job_id
+
+    @property
+    def agent_id(self) -> str | None:
+        return self._agent_id
+
+    @agent_id.setter
+    def agent_id(self, agent_id: str | None) -> None:
+        self._agent_id = agent_id
+
+    @property
+    def input(self) -> Any:
+        return None if self._input is _UNSET else self._input
+
+    @input.setter  # noqa: A003 - the platform's own word
+    def input(self, value: Any) -> None:
+        self._input = value
+
+    @property
+    def result(self) -> Any:
+        return None if self._result is _UNSET else self._result
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        self._result = value
+
+    @property
+    def llm_response(self) -> Any:
+        return self._llm_response
+
+    @llm_response.setter
+    def llm_response(self, value: Any) -> None:
+        self._llm_response = value
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended, None while it runs."""
+        return self._finished
+
+    def add_usage(self, usage: Any) -> None:
+        what = usage if isinstance(usage, Tokens) else read_result(usage)
+        if what is None:
+            logger.warning(
+                "add_usage() does not know what a %s is: give it Tokens, a provider's response, or an Agno output",
+                type(usage).__name__,
+                extra={"event": "unknown_usage", "job_id": self._job_id},
+            )
+            return
+        self._added.append(Added(what, time.time_ns()))
+        self.progress()
+
+    def note_tool(self, name: str) -> None:
+        """Count a tool as used: at once, so that a job that is killed within it tells of it."""
+        self._tools[name] = None
+        self.progress()
+
+    def tool(self, name: str) -> AbstractContextManager[None]:
+        """A call of a tool, counted and traced."""
+        self.note_tool(name)
+        return self.span.tool(name) if self.span is not None else nullcontext()
+
+    def begin(self) -> None:
+        """Tell that the attempt started, and make this the current job. A second call does what the first did not."""
+        event: dict[str, Any] = self._event("started")
+        event["child"] = self.child
+        event["owner"] = self.owner
+        event["facts"] = self._facts
+        if self.carried:
+            event["carried"] = self.carried
+        self._recorder.emit(event)
+        outer = _current.get()
+        if outer is not self:
+            self._outer = outer
+            _current.set(self)
+        if self.child != self.owner and _Process.job is not self:
+            self._outer_of_process = _Process.job
+            _Process.job = self
+        if self.span is not None:
+            self.span.activate()
+        self._began = self._recorder.timer()
+
+    def progress(self, _: object = None) -> None:
+        """Tell the usage so far, if it changed. After the end this corrects it: a late span came.
+
+        While the job runs, what comes too fast waits for the next change or for the end.
+        """
+        if self._finished is None and not self._is_allowed():
+            return
+        try:
+            usage = self.usage()
+        except FAILURES:
+            logger.warning("usage could not be read", exc_info=True, extra={"event": "usage_not_read"})
+            return
+        told = usage.sent, self._used_tools(usage)
+        if told == self._told:
+            return
+        self._told = told
+        self._allowance -= 1
+        event = self._event("progress")
+        event["duration_s"] = self._duration_s() if self._finished is None else self._lasted_s
+        self._add_usage_to(event, usage)
+        self._recorder.emit(event)
+
+    def usage(self, returned: Returned | None = None) -> Usage:
+        """The usage so far. `returned`, read from the returned value, counts where nothing else does."""
+        spans = self.span.facts() if self.span is not None else ()
+        return usage_of(spans, added=self._added, returned=returned)
+
+    def leave(self) -> None:
+        """Restore what was current before `begin`, whatever the body left behind."""
+        if self.span is not None:
+            self.span.deactivate()
+        _current.set(self._outer)
+        if self.child != self.owner:
+            _Process.job = self._outer_of_process
+
+    def finish(
+        self,
+        outcome: Outcome,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+        traceback: str | None = None,
+        continues: bool = False,
+    ) -> None:
+        """Tell how the attempt ended; again, for a later and different end of the same attempt.
+
+        `value` is what the job returned. An Agno run that ended in an error is a failure, though nothing was raised.
+        """
+        returned = None
+        if outcome is Outcome.SUCCEEDED:
+            returned = read_result(value)
+            if returned is not None and returned.failed:
+                outcome = Outcome.FAILED
+        if self._finished is None:
+            self._lasted_s = self._duration_s()
+        usage = self.usage(returned)
+        event = self._event("finished")
+        event["outcome"] = outcome
+        event["duration_s"] = self._lasted_s
+        self._add_usage_to(event, usage)
+        result = self._result_text(outcome, value, returned, error, traceback)
+        if result is not None:
+            event["result"] = result
+        if self._llm_response is not None:
+            event["llm_response"] = self._recorder.renderer.response(self._llm_response)
+        if self._input is not _UNSET:
+            event["input"] = self._recorder.renderer.input(self._input)
+        if self._agent_id != self._facts.get("agent_id"):
+            event["agent_id"] = self._agent_id
+        if continues:
+            event["continues"] = True
+        self._finished = outcome
+        self._told = usage.sent, self._used_tools(usage)
+        self._recorder.emit(event)
+        if self.span is not None:
+            self._end_span(self.span, outcome, usage, error)
+
+    def history(self) -> tuple[CarriedAttempt, ...]:
+        """What the next attempt's message carries: the earlier attempts and this one, as far as it got."""
+        usage = self.usage()
+        own = CarriedAttempt(
+            job_id=self._job_id,
+            attempt_id=self.attempt_id,
+            tokens=usage.sent,
+            used_tools=self._used_tools(usage),
+            duration_s=self._duration_s(),
+        )
+        return carry(self.carried, own)
+
+    def _duration_s(self) -> float:
+        return round(self._recorder.timer() - self._began, 6)
+
+    def _event(self, kind: str) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "v": VERSION,
+            "job_id": self._job_id,
+            "attempt_id": self.attempt_id,
+            "at": self._recorder.clock(),
+        }
+
+    def _is_allowed(self) -> bool:
+        now = self._recorder.timer()
+        self._allowance = min(_BURST, self._allowance + (now - self._refilled_at) / _A_SECOND)
+        self._refilled_at = now
+        return self._allowance >= 1
+
+    def _add_usage_to(self, event: dict[str, Any], usage: Usage) -> None:
+        if usage.sent:
+            event["tokens"] = usage.sent
+        tools = self._used_tools(usage)
+        if tools:
+            event["used_tools"] = tools
+
+    def _used_tools(self, usage: Usage) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*usage.used_tools, *self._tools))) if self._tools else usage.used_tools
+
+    def _result_text(
+        self,
+        outcome: Outcome,
+        value: Any,
+        returned: Returned | None,
+        error: BaseException | None,
+        traceback: str | None,
+    ) -> str | None:
+        render = self._recorder.renderer
+        if error is not None:
+            if not self.sends_result:
+                return type(error).__name__
+            return render.failure(error, traceback if self._recorder.sends_traceback else None)
+        if not self.sends_result:
+            return None
+        if outcome.is_success and self._result is not _UNSET:
+            return render.result(self._result)
+        if self.result_of is not None:
+            try:
+                return render.result(self.result_of(value))
+            except Exception as failure:  # noqa: BLE001 - the author's own function; the body is over
+                return f"(the function for the result failed: {describe(failure)})"
+        if returned is not None and returned.content is not None:
+            return render.result(returned.content)
+        return render.result(value)
+
+    def _end_span(self, span: JobSpan, outcome: Outcome, usage: Usage, error: BaseException | None) -> None:
+        failed = error is not None and outcome in (Outcome.FAILED, Outcome.INTERRUPTED)
+        span.end(
+            usage=usage,
+            error=type(error).__qualname__ if failed else None,
+            description=self._recorder.renderer.failure(error) if failed else None,
+            attributes={"xpander.job.outcome": outcome.value},
+        )
+
+
+class _Process:
+    """The job of this process, where it runs one at a time (a prefork child)."""
+
+    job: Recording | None = None
+
+
+_UNSET: Any = object()
+_current: ContextVar[Recording | None] = ContextVar("xpander_celery.recording", default=None)
+
+
+def current_job() -> Job:
+    """The job that runs here; outside a job an object that takes everything and does nothing, never None.
+
+    Known in the job's thread, its tasks of asyncio and `asyncio.to_thread`, and in any other thread of a process that
+    runs one job at a time (prefork). A thread of an executor in another pool does not know its job.
+    """
+    return running_recording() or NO_JOB
+
+
+def running_recording() -> Recording | None:
+    """The recording behind `current_job()`."""
+    return _current.get() or _Process.job
+
+
+def _forget() -> None:
+    """A process that a job forks is no part of the job: two of them would tell of one attempt."""
+    _current.set(None)
+    _Process.job = None
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,327 @@
+"""Wires the worker side: `instrument()`, `uninstrument()`, `job()`, `flush()`. Layer 4, and the only place that does.
+
+Installing connects signals and nothing else: no file, thread, process or socket, since web processes, beat, scripts and
+`celery inspect` import the app too. What costs something is built at worker start, or for the first job that runs
+elsewhere. One runtime serves all apps of a process; the settings of the last `instrument()` hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from celery import Celery
+from celery.local import Proxy
+
+from xpander_celery import task as tasks
+from xpander_celery.backend.configuration import Configuration
+from xpander_celery.celery_settings import configured
+from xpander_celery.errors import ConfigurationError, XpanderCeleryError
+from xpander_celery.guard import Guard
+from xpander_celery.hooks import Hooks
+from xpander_celery.journal import Journal
+from xpander_celery.journal.files import FileJournal
+from xpander_celery.journal.location import destination_directory
+from xpander_celery.plans import Plans
+from xpander_celery.recording.blocks import JobBlock
+from xpander_celery.recording.recording import Recorder, Recording, running_recording
+from xpander_celery.recording.spans import Tracing
+from xpander_celery.relay.config import RelayConfig
+from xpander_celery.rendering import Renderer
+from xpander_celery.session import Session
+from xpander_celery.settings import Settings
+from xpander_celery.task import TaskOptions, XpanderTask, reported
+from xpander_celery.worker import DrainAtExit, Reporting, WorkerLife
+
+__all__ = ["TaskOptions", "XpanderTask", "flush", "instrument", "job", "reported", "uninstrument"]
+
+logger = logging.getLogger(__name__)
+
+_NO_KEY = (
+    "Reporting to xpander.ai is off: there is no API key. Set XPANDER_API_KEY (or xpander_api_key in Celery's "
+    "configuration, or instrument(api_key=...)) and start again"
+)
+
+
+def instrument(app: Celery, **settings: Any) -> None:
+    """Report the jobs of every task of `app`; each keyword is one of `Settings`, and wins over configuration and
+    environment. `tasks=["reports.*"]` and `exclude=[...]` narrow it.
+
+    May come before or after the tasks are defined, more than once, and for several apps. Raises `ConfigurationError`
+    for a malformed setting, naming it and the remedy. A missing API key raises nothing: workers say so when they start.
+    """
+    if issubclass(type(app), Proxy):
+        app = app._get_current_object()
+    if not isinstance(app, Celery):
+        raise ConfigurationError("app", f"is a {type(app).__name__}", "Call instrument(app) with your Celery app.")
+    loaded = _loaded(app, settings)
+    if loaded.disabled:
+        uninstrument()
+        return
+    runtime = _installed()
+    runtime.serve(app, loaded, settings)
+
+
+def uninstrument() -> None:
+    """Undo `instrument()`, for all apps; what is in the journal is still delivered. Running jobs are let go."""
+    global _runtime
+    if _runtime is not None:
+        _runtime.uninstall()
+        _runtime = None
+
+
+def job(name: str, *, agent_id: str | None = None, id: str | None = None, input: Any = None) -> JobBlock:  # noqa: A002
+    """Report a block of any code as a job: `with job("digest", input=day) as job: job.result = ...`, or `async with`.
+
+    `agent_id` defaults to that of the settings, `id` to a new one; the same id again updates the same record. An
+    exception makes it a failed job and passes through. Needs no `instrument()`. Where no worker runs on this machine,
+    what was recorded is delivered when the process ends, within 5 s, or by `flush()`.
+    """
+
+    def begin(job_id: str) -> Recording | None:
+        return _installed().begin_block(name, job_id, agent_id, input)
+
+    return JobBlock(begin, id)
+
+
+def flush(timeout_s: float = 5.0) -> bool:
+    """Deliver what this machine's jobs have written until now; False if that took longer, and then nothing is lost."""
+    return _runtime is None or _runtime.flush(timeout_s)
+
+
+def relay_config(settings: Settings) -> RelayConfig:
+    """What a relay for these settings has to know, and where the journal of their destination lies."""
+    platform = _platform_of(settings)
+    directory = destination_directory(
+        settings.journal, base_url=platform.base_url, organization_id=platform.organization_id
+    )
+    values = {
+        **settings.model_dump(),
+        "api_key": platform.api_key,
+        "organization_id": platform.organization_id,
+        "base_url": platform.base_url,
+    }
+    imports = tuple(path or str(Path.cwd()) for path in sys.path) if settings.backend or settings.before_send else ()
+    return RelayConfig.from_values(directory, values, search_path=imports, loaded_at=time.time())
+
+
+class Runtime:
+    """The installed hooks, and what they work with once it is needed. `journal`: one to use instead of files."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.guard = Guard()
+        self._given_journal = journal
+        self._apps: WeakSet[Any] = WeakSet()
+        self._keywords: dict[str, Any] = {}
+        self._reporting: Reporting | None = None
+        self._is_off = False
+        self._late_spans_s = 5.0
+        self._tracing: Tracing | None = None
+        self._building = threading.RLock()
+        self._hooks = Hooks(self.session_for, self.tracing, self.guard)
+        self._worker = WorkerLife(self)
+        self._drain = DrainAtExit(self)
+
+    def install(self) -> None:
+        """Listen to Celery's signals."""
+        self._hooks.connect()
+        self._worker.connect()
+
+    def serve(self, app: Any, settings: Settings, keywords: Mapping[str, Any]) -> None:
+        """Report every task of one more app, with these settings from now on."""
+        if app not in self._apps or keywords != self._keywords or self._is_off:
+            self._turn_off()
+        self._keywords = dict(keywords)
+        self._late_spans_s = settings.late_spans_s
+        self._apps.add(app)
+        self._worker.look_after(app)
+
+    def uninstall(self) -> None:
+        """Leave Celery as it was."""
+        self._hooks.disconnect()
+        self._worker.disconnect(self._apps)
+        self._drain.cancel()
+        self._turn_off()
+        if self._tracing is not None:
+            self._tracing.close()
+
+    def session_for(self, sender: Any) -> Session | None:
+        """What to work with for a task or consumer; None while reporting is off."""
+        reporting = self._reporting
+        if reporting is None:
+            reporting = self.turned_on(getattr(sender, "app", None))
+        return reporting.session if reporting is not None else None
+
+    def tracing(self) -> Tracing:
+        """The spans of this process, also where only messages are published."""
+        if self._tracing is None:
+            self._tracing = Tracing(late_spans_s=self._late_spans_s)
+        return self._tracing
+
+    def turned_on(self, app: Any = None) -> Reporting | None:
+        """Turn reporting on, if that has not been tried; None where it is off. For processes that are no workers:
+        what is wrong with the settings is logged once.
+        """
+        if self._reporting is None and not self._is_off:
+            try:
+                self.turn_on(app)
+            except XpanderCeleryError as error:
+                self._is_off = True
+                logger.error("Reporting to xpander.ai is off: %s", error, extra={"event": "reporting_off"})
+        return self._reporting
+
+    def turn_on(self, app: Any = None) -> Reporting | None:
+        """Build everything from the settings as they are by now; raises `XpanderCeleryError` where that fails."""
+        with self._building:
+            if self._reporting is None and not self._is_off:
+                settings = _loaded(app, self._keywords)
+                can_deliver = settings.api_key is not None or settings.backend is not None
+                if self._given_journal is not None or (can_deliver and not settings.disabled):
+                    self._reporting = self._built(settings, app)
+                else:
+                    self._is_off = True
+            return self._reporting
+
+    def warn_if_without_key(self) -> None:
+        """Say why nothing is reported and how to change it, unless it was switched off on purpose."""
+        if self._is_off and not _loaded(None, {}).disabled:
+            logger.warning(_NO_KEY, extra={"event": "no_api_key"})
+
+    def begin_block(self, name: str, job_id: str, agent_id: str | None, given: Any) -> Recording | None:
+        """A recording for `job()`."""
+        was_off = self._is_off
+        session = self.session_for(None)
+        if session is None:
+            if not was_off:
+                self.warn_if_without_key()
+            return None
+        self._drain.prepare()
+        return _block_recording(session, name, job_id, agent_id, given)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Whether all that is written was delivered in time."""
+        reporting = self._reporting
+        return reporting is None or reporting.flush(timeout_s)
+
+    def forked(self) -> None:
+        """In a forked child: what the worker's main process does is not its business."""
+        self._building = threading.RLock()
+        self._hooks.forget()
+        self._worker.forget()
+
+    def _built(self, settings: Settings, app: Any) -> Reporting:
+        relay = relay_config(settings) if self._given_journal is None else None
+        journal = self._given_journal if relay is None else _journal_of(settings, relay.directory)
+        assert journal is not None
+        plans = Plans(settings, self._apps, _visibility_timeout_s(app) if app is not None else None)
+        session = Session(plans, _recorder_of(settings, journal), self.tracing(), lambda: journal.process_id)
+        return Reporting(settings, session, journal, relay)
+
+    def _turn_off(self) -> None:
+        reporting, self._reporting = self._reporting, None
+        self._is_off = False
+        if reporting is not None:
+            reporting.journal.close()
+
+
+_runtime: Runtime | None = None
+
+
+def _installed() -> Runtime:
+    """The runtime of this process, installed if there was none."""
+    global _runtime
+    if _runtime is None:
+        _runtime = Runtime()
+        _runtime.install()
+    return _runtime
+
+
+def _install_for_marked_task() -> None:
+    """A task was marked to be reported, so somebody has to listen, with or without `instrument()`."""
+    if _runtime is None and not _is_disabled_by_environment():
+        _installed()
+
+
+def _forked() -> None:
+    if _runtime is not None:
+        _runtime.forked()
+
+
+tasks.on_mark(_install_for_marked_task)
+os.register_at_fork(after_in_child=_forked)
+
+
+def _is_disabled_by_environment() -> bool:
+    try:
+        return Settings.load().disabled
+    except ConfigurationError:  # raised again, where somebody can act on it
+        return False
+
+
+def _loaded(app: Any, keywords: Mapping[str, Any]) -> Settings:
+    """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
+    settings = Settings.load(conf=configured(app) if app is not None else None, **keywords)
+    _platform_of(settings)
+    return settings
+
+
+def _platform_of(settings: Settings) -> Configuration:
+    key = settings.api_key
+    return Configuration(
+        api_key=key.get_secret_value() if key is not None else None,
+        organization_id=settings.organization_id,
+        base_url=settings.base_url,
+        agent_id=settings.agent_id,
+    )
+
+
+def _journal_of(settings: Settings, directory: Path) -> FileJournal:
+    """Opens nothing yet."""
+    return FileJournal(
+        directory, fsync=settings.fsync, max_bytes=settings.max_journal_bytes, required=settings.journal is not None
+    )
+
+
+def _recorder_of(settings: Settings, journal: Journal) -> Recorder:
+    renderer = Renderer(
+        max_input_bytes=settings.max_input_bytes,
+        max_result_bytes=settings.max_result_bytes,
+        max_traceback_bytes=settings.max_traceback_bytes,
+        max_llm_response_bytes=settings.max_llm_response_bytes,
+        redact_keys=frozenset(settings.redact_keys),
+    )
+    return Recorder(emit=journal.append, renderer=renderer, sends_traceback=settings.capture_traceback)
+
+
+def _visibility_timeout_s(app: Any) -> float | None:
+    """After which time the broker delivers an unacknowledged message again; None where it does so at once."""
+    options = app.conf.broker_transport_options or {}
+    channel = getattr(app.connection_for_read().transport_cls, "Channel", None)
+    timeout_s = options.get("visibility_timeout") or getattr(channel, "visibility_timeout", None)
+    return float(timeout_s) if isinstance(timeout_s, (int, float)) else None
+
+
+def _block_recording(session: Session, name: str, job_id: str, agent_id: str | None, given: Any) -> Recording:
+    agent_id = agent_id or session.plans.agent_of(name)
+    if agent_id is None:
+        session.plans.warn_without_agent(name)
+    outer = running_recording()
+    facts: dict[str, Any] = {"task": name, "agent_id": agent_id, "parent_id": outer.id if outer is not None else None}
+    if given is not None:
+        facts["input"] = session.recorder.renderer.input(given)
+    attempt_id, process_id = session.new_attempt()
+    recording = Recording(
+        session.recorder, job_id=job_id, attempt_id=attempt_id, child=process_id, owner=process_id, facts=facts
+    )
+    span = recording.span = session.tracing.start_job(
+        f"run {name}", on_usage=recording.progress, on_late_usage=recording.progress
+    )
+    facts["trace_id"] = span.trace_id
+    return recording

@@ -1,0 +1,80 @@
+"""What hooks and requests work with once reporting is on; the runtime builds it from the settings. Layer 3."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xpander_celery import messages
+from xpander_celery.plans import Plans, TaskPlan
+from xpander_celery.recording.recording import Recorder, Recording
+from xpander_celery.recording.spans import Tracing
+from xpander_celery.rendering import describe
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """`process_id` gives the liveness id of this process, another one in each forked child."""
+
+    plans: Plans
+    recorder: Recorder
+    tracing: Tracing
+    process_id: Callable[[], str]
+    _numbers: itertools.count[int] = field(default_factory=itertools.count, repr=False)
+
+    def new_attempt(self) -> tuple[str, str]:
+        """The id of a new attempt, which no process gives twice, and that of this process."""
+        process_id = self.process_id()
+        return f"{process_id}-{next(self._numbers):x}", process_id
+
+    def plan_of(self, task: Any) -> TaskPlan:
+        """The plan of a task, made at the first time."""
+        return self.plans.find(task) or self.plans.of(task)
+
+    def facts_of(
+        self, plan: TaskPlan, message: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The facts of one job with its input, as text that is capped and redacted."""
+        facts = plan.facts_of(message)
+        try:
+            given = plan.input_of(message, args, kwargs)
+        except Exception as failure:  # noqa: BLE001 - the author's own function
+            given = f"(the function for the input failed: {describe(failure)})"
+        if given is not None:
+            facts["input"] = self.recorder.renderer.input(given)
+        return facts
+
+    def recording_of(
+        self, plan: TaskPlan, message: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Recording:
+        """A recording of the attempt that a message starts here, with its span; neither is begun yet."""
+        facts = self.facts_of(plan, message, args, kwargs)
+        queue_wait_s = messages.queue_wait_s(message, self.recorder.clock())
+        if queue_wait_s is not None:
+            facts["queue_wait_s"] = queue_wait_s
+        child = self.process_id()
+        attempt_id, owner = messages.attempt_in(message) or self.new_attempt()
+        recording = Recording(
+            self.recorder,
+            job_id=message["id"],
+            attempt_id=attempt_id,
+            child=child,
+            owner=owner,
+            facts=facts,
+            carried=messages.carried_in(message),
+            sends_result=plan.captures_result,
+            result_of=plan.options.result if callable(plan.options.result) else None,
+        )
+        span = recording.span = self.tracing.start_job(
+            plan.span_name,
+            carrier=messages.carrier_in(message),
+            attributes=plan.span_attributes(message, facts),
+            earlier=messages.header(message, messages.EARLIER),
+            on_usage=recording.progress,
+            on_late_usage=recording.progress,
+        )
+        if span.trace_id is not None:
+            facts["trace_id"] = span.trace_id
+        return recording

@@ -1,0 +1,235 @@
+"""What a worker's main process does around its jobs: opens the journal, observes requests, keeps the relay running,
+and flushes at its end. Layer 3; the runtime says what reporting consists of.
+
+A worker whose settings or journal cannot be used stops at its start, with the reason: an exception in a handler of
+Celery's signals would be swallowed, SystemExit is not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from celery import bootsteps, signals
+
+from xpander_celery.errors import XpanderCeleryError
+from xpander_celery.guard import Guard, guarded
+from xpander_celery.journal import Journal
+from xpander_celery.relay.config import RelayConfig
+from xpander_celery.relay.launch import Launcher
+from xpander_celery.requests import ParentView, observe
+from xpander_celery.session import Session
+from xpander_celery.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 3.0
+_STOP_FLUSH_S = 5.0
+_EXIT_FLUSH_S = 1.0
+_CHILD_SPAN_FLUSH_MS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """All that is built once reporting is on. `relay` is None where nothing is to be delivered (tests)."""
+
+    settings: Settings
+    session: Session
+    journal: Journal
+    relay: RelayConfig | None
+
+    @property
+    def starts_relay(self) -> bool:
+        """Whether the relay is ours to start."""
+        return self.relay is not None and self.settings.relay == "auto"
+
+    def flush(self, timeout_s: float, *, launcher: Launcher | None = None) -> bool:
+        """Whether all that this machine has written was delivered in time; runs a relay for that where none runs."""
+        self.journal.tend()
+        if self.relay is None:
+            return True
+        return (launcher or Launcher(self.relay)).flush(timeout_s, foreground=self.starts_relay)
+
+
+class Switch(Protocol):
+    """The runtime, as far as a worker's life depends on it."""
+
+    guard: Guard
+
+    def turn_on(self, app: Any = None) -> Reporting | None: ...
+    def turned_on(self, app: Any = None) -> Reporting | None: ...
+    def warn_if_without_key(self) -> None: ...
+
+
+class WorkerLife:
+    """Listens to the signals of a worker's life. In any other process these never come."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.guard = switch.guard
+        self._switch = switch
+        self._reporting: Reporting | None = None  # only in the main process of a worker that runs
+        self._launcher: Launcher | None = None
+        self._unobserve: Callable[[], None] | None = None
+        self._step = _step_of(self)
+        self._signals = (
+            (signals.worker_init, self.initialized),
+            (signals.celeryd_after_setup, self.set_up),
+            (signals.worker_shutdown, self.stopped),
+            (signals.worker_process_shutdown, self.child_stops),
+        )
+
+    def connect(self) -> None:
+        """Listen to the signals; a second time it does nothing."""
+        for signal, handler in self._signals:
+            signal.connect(handler, weak=False, dispatch_uid=f"xpander_celery.{handler.__name__}")
+
+    def disconnect(self, apps: Iterable[Any]) -> None:
+        """Listen no longer, and take the step out of `apps`."""
+        for signal, handler in self._signals:
+            signal.disconnect(dispatch_uid=f"xpander_celery.{handler.__name__}")
+        for app in apps:
+            app.steps["consumer"].discard(self._step)
+        self._leave()
+
+    def look_after(self, app: Any) -> None:
+        """Have workers of `app` keep the relay running. Known before the worker begins: `instrument()` may be called
+        within its `worker_init`, and handlers that are connected there are not called.
+        """
+        app.steps["consumer"].add(self._step)
+
+    @guarded
+    def initialized(self, sender: Any = None, **_: Any) -> None:
+        """`worker_init`. The worker program sends another signal when logging is set up; embedded workers do not."""
+        from celery.apps.worker import Worker  # 85 ms, and loaded already in every worker
+
+        self.look_after(sender.app)
+        if not isinstance(sender, Worker):
+            self._begin(sender.app)
+
+    @guarded
+    def set_up(self, instance: Any = None, **_: Any) -> None:
+        """`celeryd_after_setup`: all tasks are known, and no child has been forked."""
+        self._begin(instance.app)
+
+    @guarded
+    def stopped(self, **_: Any) -> None:
+        """`worker_shutdown`: the pool has ended. Cold stops of prefork and solo skip it."""
+        self._flush(_STOP_FLUSH_S)
+        self._leave()
+
+    @guarded
+    def child_stops(self, **_: Any) -> None:
+        """`worker_process_shutdown`, the last that a child does: it runs no atexit."""
+        reporting = self._switch.turned_on()
+        if reporting is not None:
+            reporting.session.tracing.flush(_CHILD_SPAN_FLUSH_MS)
+            reporting.journal.close()
+
+    @guarded
+    def tick(self) -> None:
+        """Every few seconds, on the consumer's timer."""
+        reporting = self._reporting
+        if reporting is None:
+            return
+        reporting.journal.tend()
+        if self._launcher is not None and reporting.starts_relay:
+            self._launcher.tick()
+
+    def forget(self) -> None:
+        """In a forked child: this is the main process's business."""
+        self._reporting = self._launcher = self._unobserve = None
+
+    def _begin(self, app: Any) -> None:
+        if self._reporting is not None:
+            return
+        try:
+            reporting = self._switch.turn_on(app)
+            if reporting is None:
+                self._switch.warn_if_without_key()
+                return
+            reporting.journal.open()
+            for task in app.tasks.values():
+                reporting.session.plan_of(task)
+        except XpanderCeleryError as error:
+            logger.critical("This worker stops: %s", error, extra={"event": "worker_refused"})
+            raise SystemExit(1) from error
+        self._reporting = reporting
+        if reporting.relay is not None:
+            self._launcher = Launcher(reporting.relay)
+        self._unobserve = observe(app.tasks.values(), ParentView(reporting.session, self.guard))
+        atexit.register(self._exits)
+
+    @guarded
+    def _exits(self) -> None:
+        self._flush(_EXIT_FLUSH_S)
+        self._leave()
+
+    def _flush(self, timeout_s: float) -> None:
+        if self._reporting is not None:
+            self._reporting.flush(timeout_s, launcher=self._launcher)
+
+    def _leave(self) -> None:
+        reporting, self._reporting = self._reporting, None
+        launcher, self._launcher = self._launcher, None
+        unobserve, self._unobserve = self._unobserve, None
+        atexit.unregister(self._exits)
+        if unobserve is not None:
+            unobserve()
+        if reporting is not None:
+            reporting.journal.close()
+        if launcher is not None:
+            launcher.close()
+
+
+class DrainAtExit:
+    """Delivers at the end of a process that is no worker what `job()` recorded there."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.guard = switch.guard
+        self._switch = switch
+        self._prepared_in: int | None = None
+
+    def prepare(self) -> None:
+        """Drain when this process ends."""
+        if self._prepared_in is None:
+            self._prepared_in = os.getpid()
+            atexit.register(self._drain)
+
+    def cancel(self) -> None:
+        """Do not, after all."""
+        self._prepared_in = None
+        atexit.unregister(self._drain)
+
+    @guarded
+    def _drain(self) -> None:
+        reporting = self._switch.turned_on()
+        if reporting is not None and self._prepared_in == os.getpid():
+            reporting.flush(_STOP_FLUSH_S)
+            reporting.journal.close()
+
+
+def _step_of(life: WorkerLife) -> type:
+    """A step of the consumer: started with each connection to the broker, after which Celery clears its timer."""
+
+    class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is untyped
+        label = "xpander_celery relay"
+        name = "xpander_celery.relay"
+
+        def __init__(self, consumer: Any, **keywords: Any) -> None:
+            super().__init__(consumer, **keywords)
+            self._entry: Any = None
+
+        def start(self, consumer: Any) -> None:
+            life.tick()
+            self._entry = consumer.timer.call_repeatedly(_TICK_S, life.tick)
+
+        def stop(self, consumer: Any) -> None:
+            if self._entry is not None:
+                self._entry.cancel()
+                self._entry = None
+
+    return RelayStep
