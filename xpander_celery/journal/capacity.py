@@ -1,7 +1,7 @@
 """Whether the journal may still grow. It knows sizes of files and of the disk, nothing of what is in them.
 
 Measuring costs as much as there are segments, so the processes of a host share the result: it lies in a file beside
-the segments and serves them all for a second.
+the segments, each process adds what it wrote, and after a second, or longer where measuring is slow, it is made anew.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from xpander_celery.journal.segments import parse_name
 SHARED_MEASURE = "journal.size"
 DISK_SHARE = 0.9
 PLENTY_BYTES = 8 * 1024**3  # more than segments and index take together by default
+
 _STEP_BYTES = 256 * 1024
-_SHARED_FOR_S = 1.0
+_VALID_S = 1.0
+_VALID_PER_COST = 50.0  # so that measuring never takes more than 2 % of the time
+_BLOCK_BYTES = 4096  # the least that a file takes on most file systems
 
 
 class Capacity:
-    """Answers for one process, which asks before each write; measured again whenever it has written 256 KiB more."""
+    """Answers for one process, which asks before each write; it looks again whenever it has written 256 KiB more."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self._directory = directory
+        self._shared_path = str(directory / SHARED_MEASURE)
         self._max_bytes = max_bytes
         self._step_bytes = min(_STEP_BYTES, max_bytes // 16)
         self._left_bytes = 0
+        self._uncounted_bytes = 0  # written since the shared measure was last looked at
 
     def full_for(self, size: int) -> str | None:
         """What stands against writing `size` bytes, in words for a log line; None if nothing does."""
@@ -36,14 +41,15 @@ class Capacity:
                 return obstacle
             self._left_bytes = self._step_bytes
         self._left_bytes -= size
+        self._uncounted_bytes += size
         return None
 
     def _obstacle(self) -> str | None:
         try:
             taken = self._taken_bytes()
             disk = os.statvfs(self._directory)
-        except FileNotFoundError:
-            return None  # nothing there yet
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None  # nothing there, or nothing for us: what is wrong with it will show when it is opened
         if taken >= self._max_bytes:
             return f"its segments take {taken} of {self._max_bytes} bytes"
         used = disk.f_blocks - disk.f_bfree
@@ -53,25 +59,43 @@ class Capacity:
         return None
 
     def _taken_bytes(self) -> int:
-        shared = self._directory / SHARED_MEASURE
+        uncounted, self._uncounted_bytes = self._uncounted_bytes, 0
+        now = time.time()
+        measured_at, valid_s, counted = self._shared()
+        if 0 <= now - measured_at < valid_s:
+            taken = int(counted) + uncounted
+        else:
+            measured_at = now
+            started_at = time.monotonic()
+            taken = segment_bytes(self._directory)
+            valid_s = max(_VALID_S, _VALID_PER_COST * (time.monotonic() - started_at))
+        self._share(f"{measured_at} {valid_s} {taken}".encode())
+        return taken
+
+    def _shared(self) -> tuple[float, float, float]:
         try:
-            with shared.open("rb") as file:
-                if 0 <= time.time() - os.fstat(file.fileno()).st_mtime < _SHARED_FOR_S:
-                    return int(file.read())
-        except (FileNotFoundError, ValueError):  # none yet, or another process is writing it
-            pass
-        taken = segment_bytes(self._directory)
+            descriptor = os.open(self._shared_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0.0, 0.0, 0.0
         try:
-            descriptor = os.open(shared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return taken  # a full disk; the next process measures for itself
-        try:
-            os.write(descriptor, b"%d" % taken)
-        except OSError:
-            return taken
+            measured_at, valid_s, counted = map(float, os.read(descriptor, 100).split())
+        except ValueError:  # another process is writing it
+            return 0.0, 0.0, 0.0
         finally:
             os.close(descriptor)
-        return taken
+        return measured_at, valid_s, counted
+
+    def _share(self, measure: bytes) -> None:
+        try:
+            descriptor = os.open(self._shared_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return  # a full disk: the next process measures for itself
+        try:
+            os.write(descriptor, measure)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
 
 
 def segment_bytes(directory: Path) -> int:
@@ -81,7 +105,7 @@ def segment_bytes(directory: Path) -> int:
         for entry in entries:
             if parse_name(entry.name) is not None:
                 try:
-                    taken += entry.stat().st_blocks * 512
+                    taken += -(-entry.stat().st_size // _BLOCK_BYTES) * _BLOCK_BYTES
                 except FileNotFoundError:
                     continue  # settled in this moment
     return taken

@@ -7,6 +7,7 @@ note of the count goes into the journal, so that the relay knows it too.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -116,7 +117,7 @@ class FileJournal:
     def close(self) -> None:
         """Write what is held, as far as that is possible now, and give up segment and liveness."""
         self._retry_at = 0.0
-        while self._held and self._catch_up():
+        while self._is_troubled and self._catch_up():
             continue
         if self._held:
             _logger.warning("%d events were lost with this process", len(self._held), extra={"event": "journal_lost"})
@@ -133,8 +134,8 @@ class FileJournal:
             if full is None:
                 self._segments.write(line)
                 return True
-            self._segments.release()  # so that the relay can make room by removing it
             self._delay(full)
+            self._make_room()
         except JournalError as error:
             if self._required:
                 self._delay(error)
@@ -142,7 +143,15 @@ class FileJournal:
                 self._switch_off(error)
         except OSError as error:
             self._delay(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._make_room()
         return False
+
+    def _make_room(self) -> None:
+        try:
+            self._segments.make_room()
+        except OSError as error:
+            self._delay(error)
 
     def _catch_up(self) -> bool:
         """Write a part of what is held, then the note of what was dropped; False if writing still fails."""

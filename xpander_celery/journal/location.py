@@ -26,21 +26,24 @@ def destination_directory(journal: str | None, *, base_url: str | None, organiza
 
     Nothing is created. Raises `JournalError` if no directory is given and the user has no home.
     """
-    root = Path(journal).expanduser() if journal is not None else _default_root()
-    url = (base_url or "").strip().rstrip("/").lower()
-    host = re.sub(r"[^a-z0-9.]+", "-", urlsplit(url).netloc.rpartition("@")[2]) or "default"
-    digest = hashlib.sha256(f"{url}\n{organization_id or ''}".encode()).hexdigest()[:12]
-    return root.absolute() / f"{host}-{digest}"
+    try:
+        root = Path(journal).expanduser() if journal is not None else _default_root()
+    except RuntimeError as error:
+        raise JournalError(
+            "no directory for the journal: this user has no home; set XPANDER_CELERY_JOURNAL to an absolute path"
+        ) from error
+    url = urlsplit((base_url or "").strip().rstrip("/"))
+    place = f"{url.scheme.lower()}://{url.netloc.lower()}{url.path}"
+    name = re.sub(r"[^a-z0-9.]+", "-", url.netloc.lower().rpartition("@")[2]) or "default"
+    digest = hashlib.sha256(f"{place}\n{organization_id or ''}".encode()).hexdigest()[:12]
+    return root.absolute() / f"{name}-{digest}"
 
 
 def _default_root() -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if state.is_absolute():  # a relative one is to be ignored, says the XDG specification
         return state / "xpander-celery"
-    try:
-        return Path.home() / ".local" / "state" / "xpander-celery"
-    except RuntimeError as error:
-        raise JournalError("no directory for the journal: this user has no home; set XPANDER_CELERY_JOURNAL") from error
+    return Path.home() / ".local" / "state" / "xpander-celery"
 
 
 def prepare(directory: Path) -> None:
@@ -56,11 +59,11 @@ def prepare(directory: Path) -> None:
         if not stat.S_ISDIR(found.st_mode):
             raise JournalError(f"{directory}: is no directory")
         _refuse_other_owner(directory, found, allowed={os.geteuid()})
-        if stat.S_IMODE(found.st_mode) != 0o700:
+        if stat.S_IMODE(found.st_mode) & 0o077:
             directory.chmod(0o700)
     except OSError as error:
         raise JournalError(f"{directory}: cannot be used as the journal: {error.strerror or error}") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise JournalError(f"{directory}: cannot be written")
 
 

@@ -113,9 +113,11 @@ class FileReader:
 
     def sync(self) -> None:
         """Make what is written and not yet settled survive a crash of the host: at least every 500 ms."""
+        sizes = self._sizes()
+        self._synced = {name: at for name, at in self._synced.items() if name in sizes}
         unsynced = {
             name: size
-            for name, size in self._sizes().items()
+            for name, size in sizes.items()
             if size > max(self._positions.get(name, 0), self._synced.get(name, 0))
         }
         try:
@@ -125,7 +127,7 @@ class FileReader:
                 _sync(self._directory)
         except FileNotFoundError:
             return  # removed by hand; the next call sees what is left
-        self._synced = {name: at for name, at in self._synced.items() if name in self._positions} | unsynced
+        self._synced |= unsynced
 
     def _begin_round(self) -> None:
         names = set()
@@ -209,13 +211,14 @@ class FileReader:
         for name in self._listing():
             segment = parse_name(name)
             if segment is not None and not segment.is_newer:
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):  # removed in this moment
                     sizes[name] = (self._directory / name).stat().st_size
         return sizes
 
     def _listing(self) -> list[str]:
         try:
-            return [path.name for path in self._directory.iterdir()]
+            with os.scandir(self._directory) as entries:
+                return [entry.name for entry in entries]
         except FileNotFoundError:
             return []
 

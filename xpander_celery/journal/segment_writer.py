@@ -52,7 +52,8 @@ class SegmentWriter:
         self._is_torn = False
         self.process_id = liveness.new_process_id()
 
-    __del__ = forget
+    def __del__(self) -> None:
+        self._let_go([*self._descriptor.values(), *self._liveness])
 
     def open(self) -> None:
         """Become alive and create the first segment; the second time it does nothing."""
@@ -69,10 +70,8 @@ class SegmentWriter:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            self._descriptor, self._liveness = (
-                {},
-                [],
-            )  # closed behind our back, as daemons do; their numbers may be in use
+            if self._rotate_at != _NEVER:  # closed behind our back, as daemons do: the numbers may be in use by now
+                self._descriptor, self._liveness, self._rotate_at = {}, [], _NEVER
             self._rotate(now)
             self._write(line)
 
@@ -81,13 +80,13 @@ class SegmentWriter:
             generation = self._generation
             if self._is_torn:
                 line = b"\n" + line.lstrip()
-            written = os.write(self._descriptor["segment"], line)
+            written = os.write(self._descriptor.get("segment", -1), line)
             self._size += written
             self._is_torn = written != len(line)
             if self._is_torn:
                 continue
             if self._sync_always:
-                _fdatasync(self._descriptor["segment"])
+                _fdatasync(self._descriptor.get("segment", -1))
                 if generation != self._generation:
                     continue  # another thread rotated in between: what was synced may be another file
             return
@@ -140,8 +139,12 @@ class SegmentWriter:
             location.prepare(self._directory)
             self._liveness.append(liveness.announce(self._directory, self.process_id))
 
-    def release(self) -> None:
-        """Give the segment up, so that the reader may remove it; the next write opens another one."""
+    def make_room(self) -> None:
+        """Give up a segment that holds something, so that the reader may remove it; the next write opens another."""
+        if self._size:
+            self._release()
+
+    def _release(self) -> None:
         current = self._descriptor.get("segment")
         if current is not None and self._rotate_at != _NEVER:
             self._rotate_at = _NEVER
@@ -151,7 +154,7 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Give up the segment and the liveness of this process."""
-        self.release()
+        self._release()
         if self._liveness:
             liveness.withdraw(self._directory, self.process_id)
             self._let_go(self._liveness)

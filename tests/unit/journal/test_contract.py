@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 
+from tests.support.journal import drain, progress
 from xpander_celery.events import Event, Progress, encode
 from xpander_celery.journal import Appended, Journal, JournalReader
 from xpander_celery.journal.files import FileJournal
@@ -65,20 +66,8 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     return kinds[request.param]()
 
 
-def progress(number: int, **more: Any) -> dict[str, Any]:
-    return {"v": 1, "kind": "progress", "job_id": f"job-{number}", "attempt_id": "a", "at": 1.0, **more}
-
-
 def ids(events: list[Event]) -> list[str]:
     return [event.job_id for event in events]
-
-
-def drain(reader: JournalReader, limit: int = 500) -> list[str]:
-    found: list[str] = []
-    while (batch := reader.poll(limit)).events or batch.finished:
-        found += ids(batch.events)
-        reader.settle(batch)
-    return found
 
 
 def test_an_appended_event_is_read_as_it_was_written(kind: Kind) -> None:
