@@ -10,7 +10,9 @@ import asyncio
 import copy
 import ssl
 import time
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from xpander_celery.backend import operations
@@ -169,6 +171,37 @@ class Backend:
         """As `ainvoke_agent`, synchronously; `task.wait()` waits for its end."""
         return self._drive(self._invocation(**_arguments(locals())))
 
+    async def aget_args(
+        self,
+        agent_id: str | None = None,
+        agent: Any = None,
+        agent_version: int | None = None,
+        task: Any = None,
+        override: dict[str, Any] | None = None,
+        tools: list[Callable[..., Any]] | None = None,
+        is_async: bool = True,
+        auth_events_callback: Callable[..., Any] | None = None,
+    ) -> dict[str, Any]:
+        """The keywords of Agno's `Agent` (or `Team`) for a stored agent: `Agent(**await backend.aget_args())`.
+
+        Resolved by the official SDK: `pip install 'xpander-celery[sdk]'`. `agent` and `task` are its objects (`task`
+        may be ours); `override` replaces keywords, `tools` are added to the agent's own.
+        """
+        return await _agno().resolve(self.configuration, **_arguments(locals()))  # type: ignore[no-any-return]
+
+    def get_args(
+        self,
+        agent_id: str | None = None,
+        agent: Any = None,
+        agent_version: int | None = None,
+        task: Any = None,
+        override: dict[str, Any] | None = None,
+        tools: list[Callable[..., Any]] | None = None,
+        auth_events_callback: Callable[..., Any] | None = None,
+    ) -> dict[str, Any]:
+        """As `aget_args`, synchronously. The SDK runs on a loop of its own, in another thread where one is running."""
+        return _agno().resolve_blocking(self.configuration, **_arguments(locals()))  # type: ignore[no-any-return]
+
     async def aclose(self) -> None:
         """Close the connections of the running loop, and the synchronous ones. The object can still be used."""
         if self._transport is not None:
@@ -266,3 +299,8 @@ class Backend:
 def _arguments(names: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a method, from its `locals()` at its beginning."""
     return {name: value for name, value in names.items() if name != "self"}
+
+
+def _agno() -> Any:
+    """The module that needs the official SDK, on first use."""
+    return import_module("xpander_celery.backend.agno")
