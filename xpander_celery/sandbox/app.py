@@ -9,6 +9,7 @@ from xpander_celery.sandbox.arrivals import Arrivals, Recorder
 from xpander_celery.sandbox.control import control_routes
 from xpander_celery.sandbox.model.routes import model_routes
 from xpander_celery.sandbox.model.served import Served
+from xpander_celery.sandbox.pages.routes import page_routes
 from xpander_celery.sandbox.platform import platform_routes
 from xpander_celery.sandbox.store import Store
 
@@ -23,5 +24,6 @@ def build_app(
         *control_routes(arrivals, store, served),
         *model_routes(served, seed=model_seed),
         *platform_routes(store, api_keys),
+        *page_routes(store),
     ]
     return Recorder(Starlette(routes=routes), arrivals)

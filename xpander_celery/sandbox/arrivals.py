@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OWN_PATHS = "/_sandbox/"
+_OWN_PATHS = ("/_sandbox/", "/tasks/", "/favicon")
 _SECRET_HEADERS = {"x-api-key", "authorization"}
 _DROPPED = "dropped"
 
@@ -108,14 +108,14 @@ class Arrivals:
 
 
 class Recorder:
-    """ASGI middleware: writes down each request but the sandbox's own, and applies the ordered faults."""
+    """ASGI middleware: writes down each request but those of pages and tests, and applies the ordered faults."""
 
     def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
         self._app = app
         self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(OWN_PATHS):
+        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith(_OWN_PATHS):
             await self._app(scope, receive, send)
             return
         body = await _body(receive)

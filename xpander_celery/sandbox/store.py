@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpander_celery.sandbox.contract import InvocationBody, ReportBody, UpdateBody
 
@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS records (
     user_id TEXT,
     source TEXT NOT NULL,
     status TEXT NOT NULL,
+    total_tokens INTEGER NOT NULL DEFAULT 0,
     title TEXT,
     input TEXT,
     result TEXT,
@@ -45,15 +46,16 @@ CREATE INDEX IF NOT EXISTS records_by_status ON records (status, seq);
 CREATE INDEX IF NOT EXISTS records_due ON records (due_at) WHERE due_at IS NOT NULL;
 """
 _UPSERT = """
-INSERT INTO records (id, agent_id, organization_id, source, status, title, input, result, is_success, duration, tokens,
-                     used_tools, llm_response, created_at, updated_at, reports)
-VALUES (:id, :agent_id, :organization_id, 'external', :status, :title, :input, :result, :is_success, :duration, :tokens,
-        :used_tools, :llm_response, :now, :now, 1)
+INSERT INTO records (id, agent_id, organization_id, source, status, total_tokens, title, input, result, is_success,
+                     duration, tokens, used_tools, llm_response, created_at, updated_at, reports)
+VALUES (:id, :agent_id, :organization_id, 'external', :status, :total_tokens, :title, :input, :result, :is_success,
+        :duration, :tokens, :used_tools, :llm_response, :now, :now, 1)
 ON CONFLICT (id) DO UPDATE SET
     agent_id = excluded.agent_id, organization_id = excluded.organization_id, status = excluded.status,
-    title = excluded.title, input = excluded.input, result = excluded.result, is_success = excluded.is_success,
-    duration = excluded.duration, tokens = excluded.tokens, used_tools = excluded.used_tools,
-    llm_response = excluded.llm_response, updated_at = excluded.updated_at, reports = reports + 1, due_at = NULL
+    total_tokens = excluded.total_tokens, title = excluded.title, input = excluded.input, result = excluded.result,
+    is_success = excluded.is_success, duration = excluded.duration, tokens = excluded.tokens,
+    used_tools = excluded.used_tools, llm_response = excluded.llm_response, updated_at = excluded.updated_at,
+    reports = reports + 1, due_at = NULL
 RETURNING *
 """
 
@@ -107,6 +109,14 @@ class Record:
         }
 
 
+class Summary(NamedTuple):
+    """Sums over records: how many, how many of them failed, and their tokens (prompt and completion)."""
+
+    records: int
+    failed: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which records are meant; None means any. `text` is looked for in id, title, input and result."""
@@ -158,6 +168,7 @@ class Store:
                 "agent_id": agent_id,
                 "organization_id": organization_id,
                 "status": "completed" if body.is_success else "error",
+                "total_tokens": 0 if body.tokens is None else body.tokens.total_tokens,
                 "title": _task_name(body.llm_response),
                 "input": body.input,
                 "result": body.result,
@@ -234,9 +245,21 @@ class Store:
         condition, values = wanted.condition()
         return self._select(f"{condition} AND seq > ?", [*values, after], "ASC", limit)[::-1]
 
-    def count(self, wanted: Filter) -> int:
+    def summary(self, wanted: Filter) -> Summary:
+        """The sums over all records that are meant."""
         condition, values = wanted.condition()
-        return int(self._connection.execute(f"SELECT count(*) FROM records WHERE {condition}", values).fetchone()[0])
+        row = self._connection.execute(
+            "SELECT count(*), coalesce(sum(status IN ('error', 'failed')), 0), coalesce(sum(total_tokens), 0)"
+            f" FROM records WHERE {condition}",
+            values,
+        ).fetchone()
+        return Summary(*row)
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change made through this store."""
+        self._end_invocations()
+        return self._connection.total_changes
 
     def agents(self) -> list[str]:
         """The agents that have records, by name."""

@@ -273,3 +273,26 @@ async def test_only_so_many_requests_are_remembered() -> None:
             await client.get(f"/agents/{number}")
         paths = [request["path"] for request in (await client.get("/_sandbox/requests")).json()]
     assert paths == ["/agents/2", "/agents/3"]
+
+
+async def test_a_page_is_not_sent_again_to_who_has_it(client: httpx.AsyncClient) -> None:
+    await report(client)
+    first = await client.get("/")
+    assert (await client.get("/", headers={"if-none-match": first.headers["etag"]})).status_code == 304
+    await report(client, result="changed")
+    assert (await client.get("/", headers={"if-none-match": first.headers["etag"]})).status_code == 200
+
+
+async def test_pages_load_nothing_from_elsewhere_and_are_no_part_of_what_arrived(client: httpx.AsyncClient) -> None:
+    await report(client)
+    for path in ("/", "/tasks/job-1", "/tasks/none"):
+        response = await client.get(path)
+        assert response.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
+        assert "unsafe" not in response.headers["content-security-policy"]
+    assert len((await client.get("/_sandbox/requests")).json()) == 1
+
+
+@pytest.mark.parametrize("query", ["before=x", "after=-1", "before=99999999999999999999", "status=no&agent=&q="])
+async def test_an_odd_query_still_gives_a_page(client: httpx.AsyncClient, query: str) -> None:
+    assert (await client.get(f"/?{query}")).status_code == 200
+    assert (await client.get("/tasks/none")).status_code == 404
