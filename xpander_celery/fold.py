@@ -264,16 +264,14 @@ def _ending(attempt: Attempt, gone: Mapping[str, float]) -> _Ending:
 
 
 def _final(state: JobState, attempt_id: str, ending: _Ending) -> Final:
-    attempt = state.attempts[attempt_id]
-    known = [attempt, *(other for _, other in reversed(state.in_order()) if other is not attempt)]
-    agent_id = _first_said("agent_id", known)
+    agent_id = _asked("agent_id", state, attempt_id)
     if agent_id is None:
         return Final(None, ending.outcome, ending.inferred)
     usage = state.usage()
     report = TaskReport(
         agent_id=agent_id,
         id=state.job_id,
-        input=_first_said("input", known),
+        input=_asked("input", state, attempt_id),
         llm_response=_llm_response(state, attempt_id, ending.outcome),
         tokens=usage.tokens or None,
         is_success=ending.outcome.is_success,
@@ -284,14 +282,15 @@ def _final(state: JobState, attempt_id: str, ending: _Ending) -> Final:
     return Final(report, ending.outcome, ending.inferred)
 
 
-def _first_said(field: str, attempts: Iterable[Attempt]) -> Any:
-    """What the first attempt that knows it says: what the job itself set, else what its message has."""
-    for attempt in attempts:
-        for source in (attempt.finished, _facts(attempt), attempt.ended and attempt.ended.facts):
-            value = getattr(source, field, None)
-            if value is not None:
-                return value
-    return None
+def _asked(field: str, state: JobState, attempt_id: str) -> Any:
+    """What the job itself set, the deciding attempt before the newest; else what its first message asked for.
+
+    A later message may ask for something else: that of a job which replaced itself is not what its sender sent.
+    """
+    attempts = [attempt for _, attempt in state.in_order()]
+    said = [attempt.finished for attempt in (state.attempts[attempt_id], *reversed(attempts))]
+    sources = (*said, *(source.facts for attempt in attempts for source in (attempt.started, attempt.ended) if source))
+    return next((value for source in sources if (value := getattr(source, field, None)) is not None), None)
 
 
 def _facts(attempt: Attempt) -> JobFacts | None:
@@ -312,7 +311,7 @@ def _llm_response(state: JobState, attempt_id: str, outcome: Outcome) -> Any:
     celery: dict[str, Any] = {"attempt": max(position, attempt.place or 0)}
     if facts is not None:
         celery |= {
-            "task": facts.task,
+            "task": _asked("task", state, attempt_id),
             "queue": facts.queue,
             "worker": facts.worker,
             "retries": facts.retries,

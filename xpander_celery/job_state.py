@@ -227,12 +227,14 @@ class JobState(_Model):
     def bounded(self) -> JobState:
         """The same within bounds: itself, as long as there are at most `FULL` attempts.
 
-        The newest attempt that is over and the newest that continues stay whole: they may still decide.
+        The newest attempt that is over and the newest that continues stay whole, since they may still decide, and so
+        does the first, which says what was asked for.
         """
         if len(self.attempts) <= FULL:
             return self
         ordered = self.in_order()
         whole = {attempt_id for attempt_id, _ in ordered[-FULL:]}
+        whole.update([i for i, a in ordered if not a.is_carried_only][:1])
         for continues in (False, True):
             whole.update([i for i, a in ordered if a.end is not None and a.continues is continues][-1:])
         old = [item for item in ordered if item[0] not in whole]

@@ -336,8 +336,34 @@ def test_a_replacement_counts_its_retries_from_zero_and_still_comes_later() -> N
     ]
     assert judged(*events, now=1e6) == Open(None, frozenset((CHILD, OWNER)))
     sent = report(*events, finished("b2", at=121))
-    assert sent.llm_response["celery"]["task"] == "t.other"
     assert sent.llm_response["celery"]["attempt"] == 3
+
+
+def test_a_record_says_what_its_first_message_asked_for() -> None:
+    sent = report(
+        started(input="original", task="t.first", agent_id="agent-1"),
+        finished(outcome="ignored", continues=True),
+        started("b1", 110, task="celery.accumulate", input="[]", agent_id="agent-of-all", queue="other"),
+        finished("b1", at=111, result="[1,2]"),
+    )
+    assert (sent.input, sent.agent_id, sent.result) == ("original", "agent-1", "[1,2]")
+    assert (sent.llm_response["celery"]["task"], sent.llm_response["celery"]["queue"]) == ("t.first", "other")
+
+
+def test_what_the_newest_attempt_set_itself_counts() -> None:
+    sent = report(
+        started(),
+        finished(outcome="retried", input="first", agent_id="agent-2"),
+        started("a2", 200, retries=1),
+        finished("a2", at=201, input="second"),
+    )
+    assert (sent.input, sent.agent_id) == ("second", "agent-2")
+
+
+def test_a_long_history_keeps_what_was_asked_for() -> None:
+    events: list[Event] = [started("first", 1.0, input="original"), finished("first", "retried")]
+    events += [e for n in range(1, 3 * KEPT) for e in (started(f"b{n}", 100.0 + n, retries=n, input="x"),)]
+    assert report(*events, gone={OWNER: 1.0}).input == "original"
 
 
 # Usage
