@@ -83,6 +83,8 @@ def facts_of(message: Mapping[str, Any]) -> dict[str, Any]:
         value = message.get(key)
         if value:
             facts[fact] = value
+    if facts.get("parent_id") == message.get("id"):  # a retry is published from within the job
+        facts.pop("parent_id", None)
     queue = _queue_in(message.get("delivery_info"))
     if queue:
         facts["queue"] = queue

@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -96,6 +97,35 @@ def flush(timeout_s: float = 5.0) -> bool:
     return _runtime is None or _runtime.flush(timeout_s)
 
 
+@contextmanager
+def recording_into(
+    journal: Journal, app: Celery | None, keywords: Mapping[str, Any], *, agent_id: str
+) -> Iterator[None]:
+    """Record into `journal`, and deliver nothing; afterwards all is as before. For `xpander_celery.testing`.
+
+    `agent_id` is for tasks that have no agent otherwise.
+    """
+    global _runtime
+    outer = _runtime
+    inner = Runtime(journal, like=outer)
+    merged = {**inner.keywords, **keywords}
+    settings = _loaded(app, merged)
+    if settings.agent_id is None:
+        merged["agent_id"] = agent_id
+    if outer is not None:
+        outer.suspend()
+    _runtime = inner
+    try:
+        inner.install()
+        inner.serve(app, settings, merged)
+        yield
+    finally:
+        inner.uninstall()
+        _runtime = outer
+        if outer is not None:
+            outer.install()
+
+
 def relay_config(settings: Settings) -> RelayConfig:
     """What a relay for these settings has to know, and where the journal of their destination lies."""
     platform = _platform_of(settings)
@@ -113,13 +143,17 @@ def relay_config(settings: Settings) -> RelayConfig:
 
 
 class Runtime:
-    """The installed hooks, and what they work with once it is needed. `journal`: one to use instead of files."""
+    """The installed hooks, and what they work with once it is needed.
 
-    def __init__(self, journal: Journal | None = None) -> None:
+    `journal` is one to use instead of files; with it nothing is delivered. `like` is a runtime to take apps and
+    settings from.
+    """
+
+    def __init__(self, journal: Journal | None = None, *, like: Runtime | None = None) -> None:
         self.guard = Guard()
+        self.keywords: dict[str, Any] = dict(like.keywords) if like is not None else {}
         self._given_journal = journal
-        self._apps: WeakSet[Any] = WeakSet()
-        self._keywords: dict[str, Any] = {}
+        self._apps: WeakSet[Any] = WeakSet(like._apps if like is not None else ())
         self._reporting: Reporting | None = None
         self._is_off = False
         self._late_spans_s = 5.0
@@ -133,20 +167,27 @@ class Runtime:
         """Listen to Celery's signals."""
         self._hooks.connect()
         self._worker.connect()
+        for app in self._apps:
+            self._worker.look_after(app)
 
     def serve(self, app: Any, settings: Settings, keywords: Mapping[str, Any]) -> None:
-        """Report every task of one more app, with these settings from now on."""
-        if app not in self._apps or keywords != self._keywords or self._is_off:
+        """Use these settings from now on, and report every task of one more app, if there is one."""
+        if (app is not None and app not in self._apps) or keywords != self.keywords or self._is_off:
             self._turn_off()
-        self._keywords = dict(keywords)
+        self.keywords = dict(keywords)
         self._late_spans_s = settings.late_spans_s
-        self._apps.add(app)
-        self._worker.look_after(app)
+        if app is not None:
+            self._apps.add(app)
+            self._worker.look_after(app)
+
+    def suspend(self) -> None:
+        """Listen no longer, until `install`."""
+        self._hooks.disconnect()
+        self._worker.disconnect(self._apps)
 
     def uninstall(self) -> None:
         """Leave Celery as it was."""
-        self._hooks.disconnect()
-        self._worker.disconnect(self._apps)
+        self.suspend()
         self._drain.cancel()
         self._turn_off()
         if self._tracing is not None:
@@ -181,7 +222,7 @@ class Runtime:
         """Build everything from the settings as they are by now; raises `XpanderCeleryError` where that fails."""
         with self._building:
             if self._reporting is None and not self._is_off:
-                settings = _loaded(app, self._keywords)
+                settings = _loaded(app, self.keywords)
                 can_deliver = settings.api_key is not None or settings.backend is not None
                 if self._given_journal is not None or (can_deliver and not settings.disabled):
                     self._reporting = self._built(settings, app)

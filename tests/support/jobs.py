@@ -1,0 +1,167 @@
+"""The app of the integration tests: jobs that end in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from celery import Celery, chain, chord, group
+from celery.exceptions import Ignore, Reject
+
+import xpander_celery as xc
+
+app = Celery("jobs", broker=os.environ.get("BROKER_URL"), backend=os.environ.get("RESULT_BACKEND"))
+app.conf.update(
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "visibility_timeout": 5,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    }
+    if os.environ.get("BROKER_URL", "").startswith("redis")
+    else {},
+)
+xc.instrument(app, relay=os.environ.get("TEST_RELAY", "auto"))
+
+SPENT = xc.Tokens(prompt_tokens=10, completion_tokens=1)
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+@app.task(bind=True, max_retries=3)
+def retry_once(self: Any, question: str) -> str:
+    xc.current_job().add_usage(SPENT)
+    with xc.tool_call(f"tool-{self.request.retries}"):
+        if self.request.retries < 1:
+            raise self.retry(countdown=0, exc=ConnectionError("busy"))
+    return question
+
+
+@app.task(bind=True, autoretry_for=(ConnectionError,), retry_kwargs={"countdown": 0, "max_retries": 2})
+def retry_by_itself(self: Any) -> str:
+    xc.current_job().add_usage(SPENT)
+    if self.request.retries < 2:
+        raise ConnectionError("busy")
+    return "at last"
+
+
+@app.task(bind=True, max_retries=1)
+def give_up(self: Any) -> None:
+    raise self.retry(countdown=0, exc=ConnectionError("still busy"))
+
+
+@app.task(time_limit=1)
+def overrun() -> None:
+    xc.current_job().add_usage(SPENT)
+    time.sleep(60)
+
+
+@app.task(soft_time_limit=1)
+def overrun_softly() -> None:
+    time.sleep(60)
+
+
+@app.task
+def die() -> None:
+    """As by the kernel's out-of-memory killer."""
+    xc.current_job().add_usage(SPENT)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def leave() -> None:
+    sys.exit(3)
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def die_once(self: Any) -> str:
+    xc.current_job().add_usage(SPENT)
+    if not self.request.delivery_info["redelivered"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+@app.task
+def ignore() -> None:
+    raise Ignore("nothing to do")
+
+
+@app.task
+def reject() -> None:
+    raise Reject("not mine", requeue=False)
+
+
+@app.task
+def sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return "slept"
+
+
+@app.task
+def return_what_json_cannot_hold() -> Any:
+    return object()
+
+
+@app.task
+def call_within(x: int) -> int:
+    """A job that calls another one eagerly: each is a job of its own."""
+    inner: int = add.apply((x, 1)).get(disable_sync_subtasks=False)
+    xc.current_job().llm_response = {"inner": inner}
+    return inner * 2
+
+
+@app.task(bind=True)
+def replace_by_one(self: Any, x: int) -> None:
+    xc.current_job().add_usage(SPENT)
+    raise self.replace(add.s(x, 1))
+
+
+@app.task(bind=True)
+def replace_by_group(self: Any) -> None:
+    xc.current_job().add_usage(SPENT)
+    raise self.replace(group(add.s(1, 1), add.s(2, 2)))
+
+
+@app.task(bind=True)
+def replace_by_chain(self: Any) -> None:
+    xc.current_job().add_usage(SPENT)
+    raise self.replace(chain(add.s(1, 1), add.s(10)))
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task(name="jobs.own_agent", base=xc.XpanderTask, xpander={"agent_id": "own-agent"})
+def own_agent(password: str, question: str) -> str:
+    return question
+
+
+@app.task(name="jobs.decorated", bind=True)
+@xc.reported(agent_id="decorated-agent")
+def decorated(self: Any, question: str) -> str:
+    assert self.request.id == xc.current_job().id
+    return question
+
+
+@xc.reported(agent_id="above-agent", input=False)
+@app.task(name="jobs.decorated_above", acks_late=True)
+def decorated_above(question: str) -> str:
+    return question
+
+
+def chord_of(count: int) -> Any:
+    return chord([add.s(n, n) for n in range(count)])(total.s())
