@@ -10,9 +10,9 @@ from xpander_celery.sandbox.store import Filter, Record, Store
 
 
 def test_text_is_escaped_in_content_and_attributes() -> None:
-    made = element("td", "<b>&\"'", element("br"), class_='" onload="x', data_key="1&2", hidden=True, lang=None)
+    made = element("td", "<b>&\"'", element("i"), class_='" onload="x', data_key="1&2", hidden=True, lang=None)
     assert made.text == (
-        '<td class="&quot; onload=&quot;x" data-key="1&amp;2" hidden>&lt;b&gt;&amp;&quot;&#x27;<br></br></td>'
+        '<td class="&quot; onload=&quot;x" data-key="1&amp;2" hidden>&lt;b&gt;&amp;&quot;&#x27;<i></i></td>'
     )
 
 
