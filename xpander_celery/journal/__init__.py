@@ -52,9 +52,11 @@ class Batch:
 class Journal(Protocol):
     """The writing side, one object in each process of a worker."""
 
-    process_id: str
-    """The liveness id of this process, another one in each forked child."""
     counters: Counters
+
+    @property
+    def process_id(self) -> str:
+        """The liveness id of this process, another one in each forked child."""
 
     def append(self, event: dict[str, Any]) -> Appended:
         """Keep one event. Never raises and never waits; signal handlers and threads may call it at any time."""

@@ -158,25 +158,23 @@ class FileJournal:
         left = _CATCH_UP_BYTES
         while left > 0:
             try:
-                line = self._held.popleft()
+                line = self._held[0]
             except IndexError:
                 break
-            kept = False
-            try:
-                kept = self._write(line)
-            finally:  # also when a signal handler raises in here
-                if not kept:
-                    self._held.appendleft(line)
-            if not kept:
+            if not self._write(line):
                 return False
+            try:
+                self._held.remove(line)  # only now: a signal handler may raise before, and twice is better than never
+            except ValueError:
+                continue  # another thread wrote it too
             left -= len(line)
             self.counters.buffered -= 1
             self.counters.durable += 1
         if not self._held:
-            noted = self._unnoted_drops
+            noted, self._unnoted_drops = self._unnoted_drops, 0
             if noted and not self._write(frame(drop_note(noted))):
+                self._unnoted_drops += noted
                 return False
-            self._unnoted_drops -= noted
             self._is_troubled = False
         return True
 
