@@ -193,6 +193,7 @@ def test_no_screen_needs_sideways_scrolling(sandbox: Sandbox, page: Page, width:
     report(sandbox, "job-1", result="word " * 80 + "x" * 400, used_tools=["a_rather_long_name_of_a_tool" * 3] * 4)
     page.open(f"{sandbox.url}{path}", width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(_CUT_OFF) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -206,6 +207,11 @@ def test_text_is_readable_in_light_and_dark(sandbox: Sandbox, page: Page, scheme
     assert [each for each in contrasts if each["ratio"] < 4.5] == []
 
 
+_CUT_OFF = """
+[...document.querySelectorAll("main *:not(thead, thead *)")]
+  .filter((each) => each.getBoundingClientRect().right > document.documentElement.clientWidth)
+  .map((each) => each.outerHTML.slice(0, 80))
+"""
 _CONTRASTS = """
 (() => {
   const channels = (colour) => {
