@@ -89,6 +89,12 @@ class Index:
         """Open jobs that may be over by now, because time went by."""
         return list(self._rows(f"{_SELECT} WHERE phase = 0 AND at <= ? ORDER BY at LIMIT ?", now, limit))
 
+    def next_look(self) -> float:
+        """When the first of the open jobs is to be looked at; infinite where none is."""
+        with translated(self.path):
+            found = self._db.execute("SELECT at FROM jobs WHERE phase = 0 ORDER BY at LIMIT 1").fetchone()
+        return found[0] if found else float("inf")
+
     def due(self, now: float, *, limit: int, max_bytes: int, without: Collection[int] = ()) -> list[Job]:
         """Reports to send, the longest due first: at most `limit`, and at most `max_bytes` but for the first."""
         query = f"{_SELECT} WHERE phase = 1 AND at <= ? ORDER BY at LIMIT ?"

@@ -140,12 +140,16 @@ class Reserve:
     def release(self) -> None:
         self._path.unlink(missing_ok=True)
 
+    def room(self) -> int:
+        """What is left of the disk, in bytes."""
+        found = os.statvfs(self._path.parent)
+        return found.f_bavail * found.f_frsize
+
     def restore(self) -> bool:
         """Whether the reserve exists, created now if there is room for it twice."""
         if self._path.exists():
             return True
-        room = os.statvfs(self._path.parent)
-        if room.f_bavail * room.f_frsize < 2 * RESERVE_BYTES:
+        if self.room() < 2 * RESERVE_BYTES:
             return False
         temporary = self._path.with_suffix(".new")
         try:

@@ -1,0 +1,220 @@
+"""One relay at work: takes events in, judges, lets send, and acknowledges, one turn after the other.
+
+A turn never waits, so that tests drive it with a clock of their own; `process` gives it real time and signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+
+from xpander_celery.events import Event, encode
+from xpander_celery.journal import JournalReader
+from xpander_celery.journal.notices import Notice
+from xpander_celery.relay.clock import Clock
+from xpander_celery.relay.config import RelayConfig
+from xpander_celery.relay.delivery import Delivery
+from xpander_celery.relay.desk import Desk
+from xpander_celery.relay.index import Index
+from xpander_celery.relay.inflight import InFlight
+from xpander_celery.relay.ingest import MAX_BATCH, Ingest
+from xpander_celery.relay.letters import Hook, Letters
+from xpander_celery.relay.mailbox import Mailbox, Request
+from xpander_celery.relay.policy import MAX_BACKOFF_S, Flow, Gate
+from xpander_celery.relay.rows import Phase
+from xpander_celery.relay.schema import IndexFullError, Reserve
+from xpander_celery.relay.targets import Target
+
+POLL_S = 0.2
+_EAGER_POLL_S = 0.02
+_BATCH_WHILE_SENDING = 100  # so that no sender waits long for the loop
+_DEATHS_EVERY_S = 1.0
+_FULL_WAIT_S = 5.0
+_LEAST_ROOM_BYTES = 4 * 1024**2  # beyond what acknowledgements need
+_SETTLED_ROWS = 200_000
+_SETTLED_BYTES = 256 * 1024**2
+_PRUNED_AT_ONCE = 2000
+_SET_ASIDE_FILES = 500
+
+logger = logging.getLogger(__name__)
+
+
+class Relay:
+    """One relay on an open index. Whoever makes it holds the lock of the directory, and closes the index."""
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        *,
+        index: Index,
+        reader: JournalReader,
+        targets: Callable[[], Target],
+        chance: Callable[[], float],
+        clock: Clock,
+        hook: Hook | None = None,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._clock = clock
+        now = clock.now()
+        reader.resume(index.positions)
+        index.clamp_waits(now, longest_s=MAX_BACKOFF_S)
+        self.gate = Gate(per_minute=config.rate_limit_per_minute, chance=chance)
+        if index.gate is not None:
+            self.gate.restore(index.gate, now=now)
+        self._in_flight = InFlight(config.directory, config.concurrency)
+        if self._in_flight.suspects:
+            index.note_crashes(self._in_flight.suspects, now)
+        self.woken = asyncio.Event()
+        self._ingest = Ingest(
+            reader=reader,
+            index=index,
+            redelivery_wait_s=config.redelivery_wait_s,
+            set_aside=lambda job_id, events: _set_aside(config.directory / "corrupt", job_id, events),
+        )
+        self.delivery = Delivery(
+            index=index,
+            gate=self.gate,
+            clock=clock,
+            targets=targets,
+            in_flight=self._in_flight,
+            concurrency=config.concurrency,
+            letters=Letters(config.redelivery_wait_s, config.max_age_s, hook),
+            wake=self.woken.set,
+        )
+        self._desk = Desk(index, now=clock.now, redelivery_wait_s=config.redelivery_wait_s)
+        self._mailbox = Mailbox(config.directory)
+        self._reserve = Reserve(config.directory)
+        self._flushes: list[Request] = []
+        self._has_read_all = False
+        self._deaths_at = now
+        self._full_until = now
+        self._full = Notice(logger, "index_full", clock=clock.now)
+        self.is_relieved = False  # another relay asked this one to leave
+        self.is_eager = False  # somebody waits for the end
+
+    def turn(self) -> float:
+        """Do everything that can be done without waiting; returns for how long nothing else will be to do."""
+        now = self._clock.now()
+        began = time.perf_counter()
+        self._has_read_all = self._read(now)
+        has_looked = self._look(now) if self._has_read_all else False
+        took_s = time.perf_counter() - began
+        is_eager = self.is_eager or bool(self._flushes)
+        self._store(at_once=is_eager)
+        self._prune(now)
+        self.delivery.refill()
+        self._answer_flushes()  # those that were asked before the journal was read
+        for request in self._mailbox.take():
+            self._answer(request)
+        if (self._has_read_all and has_looked) or now < self._full_until:
+            return _EAGER_POLL_S if is_eager or self._flushes else POLL_S
+        return took_s if self.delivery.is_sending else 0.0  # the senders get as much of the time as the journal
+
+    def store(self) -> None:
+        """Store what is not stored yet, and tell those who wait for it: at the end."""
+        self._store(at_once=True)
+        self._answer_flushes()
+
+    def close(self) -> None:
+        self._in_flight.close()
+
+    # What there is to do
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is to be done now."""
+        return self._has_read_all and self.delivery.is_idle
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing that is written is left to be delivered."""
+        return self.is_quiet and not self._index.count(Phase.DUE) and not self._index.count(Phase.HELD)
+
+    def next_look(self) -> float:
+        """When the next open job may be over."""
+        return self._index.next_look()
+
+    # The parts of a turn
+
+    def _read(self, now: float) -> bool:
+        """Take a batch from the journal; whether that was all there is."""
+        if now < self._full_until:
+            return False
+        try:
+            if not self._reserve.restore() and self._index.free_bytes() < _LEAST_ROOM_BYTES > self._reserve.room():
+                raise IndexFullError(f"{self._config.directory}: the disk is full")
+            taken = self._ingest.take(now, _BATCH_WHILE_SENDING if self.delivery.is_sending else MAX_BATCH)
+        except IndexFullError as error:
+            self._is_full(error)
+            return False
+        self.delivery.drop(taken.rows)
+        return taken.is_all
+
+    def _look(self, now: float) -> bool:
+        """Find jobs that are over because time went by or a process died; whether there are no more of them now."""
+        try:
+            if now >= self._deaths_at:
+                self._ingest.see_deaths(now)
+                self._deaths_at = now + _DEATHS_EVERY_S
+            return self._ingest.look(now).is_all
+        except IndexFullError as error:
+            self._is_full(error)
+            return False
+
+    def _store(self, *, at_once: bool = False) -> None:
+        """Store what came of reports. On a full disk that takes the reserve; results wait in memory meanwhile."""
+        try:
+            reopened = self.delivery.commit(at_once=at_once)
+            self._ingest.judge(reopened, self._clock.now())
+        except IndexFullError as error:
+            self._reserve.release()
+            self._is_full(error)
+
+    def _is_full(self, error: IndexFullError) -> None:
+        self._full.warn("The index can take no more, so events wait in the journal: %s", error)
+        self._full_until = self._clock.now() + _FULL_WAIT_S
+        with contextlib.suppress(IndexFullError):
+            self._index.prune(before=self._full_until, max_rows=0, max_bytes=0, limit=_PRUNED_AT_ONCE)
+
+    def _prune(self, now: float) -> None:
+        """Forget settled jobs for which neither a correction nor a redelivery is to be expected any more."""
+        before = now - self._config.redelivery_wait_s - _DEATHS_EVERY_S
+        with contextlib.suppress(IndexFullError):
+            self._index.prune(before=before, max_rows=_SETTLED_ROWS, max_bytes=_SETTLED_BYTES, limit=_PRUNED_AT_ONCE)
+
+    # What others ask
+
+    def _answer(self, request: Request) -> None:
+        match request.verb:
+            case "flush":
+                self._flushes.append(request)
+            case "leave":
+                self.is_relieved |= request.arguments.get("fingerprint") == self._config.fingerprint
+                self._mailbox.answer(request, {})
+            case verb:
+                self._mailbox.answer(request, self._desk.answer(verb, request.arguments))
+
+    def _answer_flushes(self) -> None:
+        """Whoever asked to flush hears of it when all is delivered, or when that cannot be for now."""
+        wall = self._clock.wall()
+        for request in list(self._flushes):
+            cannot = self.is_quiet and self.gate.flow is not Flow.FLOWING
+            if self.is_drained or cannot or request.expires_at < wall:
+                self._mailbox.answer(request, {"drained": self.is_drained})
+                self._flushes.remove(request)
+
+
+def _set_aside(folder: Path, job_id: str, events: Iterable[Event]) -> None:
+    """Keep events that could not be folded, for inspection."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if sum(1 for _ in folder.iterdir()) < _SET_ASIDE_FILES:
+            name = blake2b(job_id.encode(errors="replace"), digest_size=8).hexdigest()
+            with (folder / f"job-{name}").open("ab") as file:
+                file.writelines(encode(event.model_dump()) + b"\n" for event in events)

@@ -1,0 +1,145 @@
+"""From the journal into the index: reads events, folds them, and judges which jobs are over.
+
+It knows neither the platform nor when reports are sent. Whatever an event holds, its neighbours get through.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from xpander_celery.events import Event
+from xpander_celery.fold import Final, JobState, Open, fold, verdict
+from xpander_celery.journal import JournalReader
+from xpander_celery.relay.index import Index
+from xpander_celery.relay.reports import digest_of
+from xpander_celery.relay.rows import Change, Job, Phase
+
+MAX_BATCH = 500
+_LARGE_BATCH_BYTES = 2 * 1024**2  # readers cut batches by size too
+_NEVER = float("inf")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one call changed. `rows` that were known before may be on their way to the platform in an older form."""
+
+    rows: tuple[int, ...] = ()
+    is_all: bool = True  # whether there was no more
+
+
+class Ingest:
+    """Moves events from one reader into one index. `set_aside` keeps what cannot be folded, for inspection."""
+
+    def __init__(
+        self,
+        *,
+        reader: JournalReader,
+        index: Index,
+        redelivery_wait_s: float,
+        set_aside: Callable[[str, Iterable[Event]], None],
+    ) -> None:
+        self._reader = reader
+        self._index = index
+        self._redelivery_wait_s = redelivery_wait_s
+        self._set_aside = set_aside
+        self._gone: dict[str, float] = {}  # seen dead, not yet in the index
+        self._to_look_at: dict[int, None] = {}  # rows that watched a process that died, in order
+
+    def take(self, now: float, limit: int = MAX_BATCH) -> Taken:
+        """Read at most `limit` events, store what they say, and let the journal forget them."""
+        batch = self._reader.poll(limit)
+        by_job: dict[str, list[Event]] = {}
+        for event in batch.events:
+            by_job.setdefault(event.job_id, []).append(event)
+        counters = Counter(appended=len(batch.events), corrupt=batch.corrupt, dropped=batch.dropped)
+        changes: list[Change] = []
+        if by_job:
+            known = self._index.find(by_job)
+            for job_id, events in by_job.items():
+                change = self._folded(job_id, events, known.get(job_id), now, counters)
+                if change is not None:
+                    changes.append(change)
+        if batch.events or batch.positions != self._index.positions:
+            self._index.record(changes, now, positions=batch.positions, counters=counters)
+        self._reader.settle(batch)
+        rows = tuple(change.before.row for change in changes if change.before is not None)
+        return Taken(rows, is_all=len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES)
+
+    def see_deaths(self, now: float) -> None:
+        """Find out which of the watched processes are dead, so that their jobs are looked at.
+
+        Call this and `look` only when everything that is written has been read: what a dead process said counts.
+        """
+        for process_id in list(self._index.watched()):
+            if process_id not in self._gone and not self._reader.is_alive(process_id):
+                self._gone[process_id] = now
+                self._to_look_at.update(dict.fromkeys(self._index.watchers(process_id)))
+
+    def look(self, now: float, limit: int = MAX_BATCH) -> Taken:
+        """Judge again the open jobs whose time has come, or whose process died."""
+        rows = list(islice(self._to_look_at, limit))
+        jobs = {job.row: job for job in self._index.load(rows) if job.phase is Phase.OPEN}
+        jobs |= {job.row: job for job in self._index.to_look_at(now, limit)}
+        self.judge(jobs.values(), now)
+        for row in rows:
+            del self._to_look_at[row]
+        return Taken(tuple(jobs), is_all=len(jobs) < limit)
+
+    def judge(self, jobs: Iterable[Job], now: float) -> None:
+        """Store where jobs stand of which nothing new is known, but the time and the deaths of processes."""
+        changes, counters = [], Counter[str]()
+        for job in jobs:
+            try:
+                state = JobState.model_validate_json(job.state)
+            except ValueError as error:
+                reason = f"its state is unreadable: {error}"
+                changes.append(Change(job.job_id, Phase.DEAD, now, before=job, reason=reason))
+            else:
+                changes.append(self._judged(state, None, job, now, counters))
+        if changes or self._gone:
+            self._index.record(changes, now, gone=self._gone, counters=counters)
+            self._gone.clear()
+
+    def _folded(
+        self, job_id: str, events: list[Event], before: Job | None, now: float, counters: Counter[str]
+    ) -> Change | None:
+        try:
+            state = fold(events, JobState.model_validate_json(before.state) if before is not None else None)
+            return self._judged(state, state.model_dump_json(), before, now, counters)
+        except Exception:  # a single job must not stop all others
+            logger.exception("events could not be folded", extra={"event": "fold_failed", "job_id": job_id})
+            counters["unfoldable"] += len(events)
+            self._set_aside(job_id, events)
+            return None
+
+    def _judged(
+        self, state: JobState, text: str | None, before: Job | None, now: float, counters: Counter[str]
+    ) -> Change:
+        gone: Mapping[str, float] = {**self._index.gone, **self._gone} if self._gone else self._index.gone
+        match verdict(state, now=now, gone=gone, redelivery_wait_s=self._redelivery_wait_s):
+            case Open(until, watch):
+                at = _NEVER if until is None else until
+                return Change(state.job_id, Phase.OPEN, at, before=before, state=text, watch=watch)
+            case Final(report=None):
+                counters["unreported"] += 1
+                return Change(state.job_id, Phase.SETTLED, now, before=before, state=text)
+            case Final(report=report):
+                assert report is not None
+                agent_id = report.agent_id
+                change = Change(state.job_id, Phase.DUE, now, before=before, state=text, agent_id=agent_id)
+        if before is None:
+            return change
+        if before.digest is not None and before.digest == digest_of(report):
+            counters["unchanged"] += 1
+            return Change(state.job_id, Phase.SETTLED, now, before=before, state=text, agent_id=agent_id)
+        if before.phase is Phase.HELD and before.agent_id == agent_id:
+            return Change(state.job_id, Phase.HELD, now, before, text, agent_id, reason=before.reason)
+        if before.phase is Phase.DUE and before.tries:  # new words do not shorten the wait after a failure
+            return Change(state.job_id, Phase.DUE, max(now, before.at), before, text, agent_id, reason=before.reason)
+        return change
