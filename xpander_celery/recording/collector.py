@@ -7,6 +7,7 @@ lock (each step is one dict operation), and forgets everything in a forked child
 from __future__ import annotations
 
 import os
+import struct
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from opentelemetry.trace import SpanContext
 
 from xpander_celery.recording.attributes import JOB_SCOPE, Kind
 from xpander_celery.recording.facts import SpanFacts
+from xpander_celery.recording.packed import PackedSpans
 
 logger = getLogger(__name__)
 
 # What our own code can raise on a malformed span. Not Exception: a soft time limit is one, and may arrive in here.
-FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error)
 
 JOB_KEY = create_key("xpander_celery.job")
 active_job: ContextVar[JobSpans | None] = ContextVar("xpander_celery.spans", default=None)
@@ -55,7 +57,7 @@ class JobSpans:
         self.started = collector.clock()
         self.ended: int | None = None
         self.forgotten = False  # the grace is over, or this is a forked child
-        self.facts: list[SpanFacts] = []
+        self.facts = PackedSpans()
         self.unended: set[int] = set()
         self.span_id = 0
         self.seen = False  # the processor saw the job's own span start

@@ -12,7 +12,6 @@ from itertools import groupby, islice
 from typing import Any
 
 from xpander_celery.recording.attributes import Kind, nearness
-from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.tree import Tree
 
 _OVERLAP = 0.8  # of the shorter span
@@ -22,13 +21,13 @@ _MOST_CANDIDATES = 64  # looked at per span: bounds the work where thousands of 
 class _Group:
     """The spans of one call."""
 
-    __slots__ = ("members", "model", "response_id", "scopes")
+    __slots__ = ("members", "model", "response_key", "scopes")
 
-    def __init__(self, position: int, span: SpanFacts) -> None:
+    def __init__(self, tree: Tree, position: int) -> None:
         self.members = [position]
-        self.scopes = {span.scope}
-        self.response_id = span.response_id
-        self.model = span.model
+        self.scopes = {tree.scopes[position]}
+        self.response_key = tree.response_keys[position]
+        self.model = tree.models[position]
 
 
 class _Groups:
@@ -39,14 +38,14 @@ class _Groups:
         self._by_member: dict[int, _Group] = {}
 
     def of(self, position: int) -> _Group:
-        return self._by_member.get(position) or _Group(position, self._tree.spans[position])
+        return self._by_member.get(position) or _Group(self._tree, position)
 
     def join(self, group: _Group, other: _Group) -> None:
         if group is other:
             return
         group.members += other.members
         group.scopes |= other.scopes
-        group.response_id = group.response_id or other.response_id
+        group.response_key = group.response_key or other.response_key
         group.model = group.model or other.model
         for member in group.members:
             self._by_member[member] = group
@@ -55,23 +54,25 @@ class _Groups:
         return iter({id(group): group for group in self._by_member.values()}.values())
 
 
-def without_duplicates(tree: Tree) -> list[SpanFacts | None]:
-    """What each span of the tree states: None where another one of the same call was kept, which may be completed."""
-    stated: list[SpanFacts | None] = list(tree.spans)
-    calls = [at for at, span in enumerate(tree.spans) if span.kind is Kind.LLM and (span.prompt or span.completion)]
+def mark_duplicates(tree: Tree) -> None:
+    """Of several spans of one call mark all but one in `tree.duplicates`, and complete that one from the others."""
+    calls = [
+        position
+        for position, kind in enumerate(tree.kinds)
+        if kind == Kind.LLM and (tree.prompts[position] > 0 or tree.completions[position])
+    ]
     if len(calls) > 1:
         groups = _Groups(tree)
         _join_by_id(tree, calls, groups)
         _join_by_counts(tree, calls, groups)
         for group in groups:
-            _keep_one(tree, group, stated)
-    return stated
+            _keep_one(tree, group)
 
 
-def _buckets(tree: Tree, calls: list[int], key: Callable[[SpanFacts], Any]) -> Iterator[list[int]]:
+def _buckets(calls: list[int], key: Callable[[int], Any]) -> Iterator[list[int]]:
     """The calls that agree in `key`, where several do. By sorting, since a dictionary of lists takes much memory."""
-    calls = sorted(calls, key=lambda at: key(tree.spans[at]))
-    for _, bucket in groupby(calls, key=lambda at: key(tree.spans[at])):
+    calls = sorted(calls, key=key)
+    for _, bucket in groupby(calls, key=key):
         positions = list(bucket)
         if len(positions) > 1:
             yield positions
@@ -79,12 +80,13 @@ def _buckets(tree: Tree, calls: list[int], key: Callable[[SpanFacts], Any]) -> I
 
 def _join_by_id(tree: Tree, calls: list[int], groups: _Groups) -> None:
     """Spans with one response id: the same call if their usage is identical, or if two layers saw it at one time."""
-    identified = [at for at in calls if tree.spans[at].response_id is not None]
-    for bucket in _buckets(tree, identified, lambda span: span.response_id):
-        first_with: dict[tuple[int | None, int, int, int], int] = {}
+    identified = [at for at in calls if tree.response_keys[at]]
+    if len({tree.response_keys[at] for at in identified}) == len(identified):
+        return
+    for bucket in _buckets(identified, tree.response_keys.__getitem__):
+        first_with: dict[tuple[int, ...], int] = {}
         for at in bucket:
-            span = tree.spans[at]
-            usage = (span.prompt, span.completion, span.cache_read, span.cache_write)
+            usage = (tree.prompts[at], tree.completions[at], tree.cache_reads[at], tree.cache_writes[at])
             if usage in first_with:
                 groups.join(groups.of(first_with[usage]), groups.of(at))
                 continue
@@ -98,53 +100,53 @@ def _same_response(tree: Tree, a: int, b: int) -> bool:
     """Whether two spans with one response id but different usage are of one call; nested ones are left to the tree."""
     if tree.is_above(a, b) or tree.is_above(b, a):
         return False
-    return tree.spans[a].scope != tree.spans[b].scope and _overlap(tree.spans[a], tree.spans[b]) > 0
+    return tree.scopes[a] != tree.scopes[b] and _overlap(tree, a, b) > 0
 
 
 def _join_by_counts(tree: Tree, calls: list[int], groups: _Groups) -> None:
     """Spans with equal counts: the same call if different layers saw it at nearly the same time."""
-    if len({tree.spans[at].scope for at in calls}) == 1:
+    if len({tree.scopes[at] for at in calls}) == 1:
         return
-    for bucket in _buckets(tree, calls, lambda span: (span.prompt, span.completion)):
-        scopes = {tree.spans[at].scope for at in bucket}
+    for bucket in _buckets(calls, lambda at: (tree.prompts[at], tree.completions[at])):
+        scopes = {tree.scopes[at] for at in bucket}
         if len(scopes) == 1:
             continue
         incomplete: dict[int, _Group] = {}
-        for at in sorted(bucket, key=lambda at: tree.spans[at].start):
+        for at in sorted(bucket, key=tree.starts.__getitem__):
             group = groups.of(at)
             if id(group) not in incomplete:
-                group = _joined(tree, groups, incomplete, group, tree.spans[at])
+                group = _joined(tree, groups, incomplete, group, at)
             if scopes <= group.scopes:
                 incomplete.pop(id(group), None)
             else:
                 incomplete[id(group)] = group
 
 
-def _joined(tree: Tree, groups: _Groups, incomplete: dict[int, _Group], group: _Group, span: SpanFacts) -> _Group:
+def _joined(tree: Tree, groups: _Groups, incomplete: dict[int, _Group], group: _Group, position: int) -> _Group:
     """The group of a span, after it met the first incomplete one that saw the same call."""
     for key, candidate in list(islice(incomplete.items(), _MOST_CANDIDATES)):
-        if all(tree.spans[member].end < span.start for member in candidate.members):
+        if all(tree.ends[member] < tree.starts[position] for member in candidate.members):
             del incomplete[key]
-        elif _same_call(tree, candidate, group, span):
+        elif _same_call(tree, candidate, group, position):
             groups.join(candidate, group)
             return candidate
     return group
 
 
-def _same_call(tree: Tree, candidate: _Group, group: _Group, span: SpanFacts) -> bool:
+def _same_call(tree: Tree, candidate: _Group, group: _Group, position: int) -> bool:
     if candidate.scopes & group.scopes:
         return False
-    if candidate.response_id and group.response_id and candidate.response_id != group.response_id:
+    if candidate.response_key and group.response_key and candidate.response_key != group.response_key:
         return False
     if not _compatible(candidate.model, group.model):
         return False
-    return any(_overlap(tree.spans[member], span) >= _OVERLAP for member in candidate.members)
+    return any(_overlap(tree, member, position) >= _OVERLAP for member in candidate.members)
 
 
-def _overlap(a: SpanFacts, b: SpanFacts) -> float:
+def _overlap(tree: Tree, a: int, b: int) -> float:
     """How much of the shorter span the two share, 0 to 1; a span without length lies in the other or not."""
-    shared = min(a.end, b.end) - max(a.start, b.start)
-    shorter = min(a.end - a.start, b.end - b.start)
+    shared = min(tree.ends[a], tree.ends[b]) - max(tree.starts[a], tree.starts[b])
+    shorter = min(tree.ends[a] - tree.starts[a], tree.ends[b] - tree.starts[b])
     if shared < 0:
         return 0.0
     return shared / shorter if shorter > 0 else 1.0
@@ -158,20 +160,21 @@ def _compatible(a: str | None, b: str | None) -> bool:
     return a.startswith(b) or b.startswith(a)
 
 
-def _keep_one(tree: Tree, group: _Group, stated: list[SpanFacts | None]) -> None:
+def _keep_one(tree: Tree, group: _Group) -> None:
     """Keep the span nearest to the provider, completed by the cache counts and the model that others know."""
-    spans = tree.spans
-    keeper = min(group.members, key=lambda at: (-tree.depths[at], nearness(spans[at].scope), spans[at].start))
-    kept = spans[keeper]
-    for at in group.members:
-        if at == keeper:
+
+    def distance(at: int) -> tuple[int, int, int]:
+        return -tree.depths[at], nearness(tree.scopes[at]), tree.starts[at]
+
+    keeper = min(group.members, key=distance)
+    for other in group.members:
+        if other == keeper:
             continue
-        other = spans[at]
-        stated[at] = None
-        if not kept.cache_read and not kept.cache_write and (other.cache_read or other.cache_write):
-            prompt = max(kept.prompt or 0, other.cache_read + other.cache_write)
-            if prompt + other.cache_read + other.cache_write == other.prompt:
-                prompt = other.prompt  # the kept one counted without the cache, and did not say so
-            kept = kept._replace(prompt=prompt, cache_read=other.cache_read, cache_write=other.cache_write)
-        kept = kept._replace(beside=kept.beside or other.beside, model=kept.model or other.model)
-    stated[keeper] = kept
+        tree.duplicates[other] = True
+        tree.beside[keeper] |= tree.beside[other]
+        tree.models[keeper] = tree.models[keeper] or tree.models[other]
+        cache = tree.cache_reads[other] + tree.cache_writes[other]
+        if cache and not tree.cache_reads[keeper] and not tree.cache_writes[keeper]:
+            tree.cache_reads[keeper], tree.cache_writes[keeper] = tree.cache_reads[other], tree.cache_writes[other]
+            if tree.prompts[keeper] + cache == tree.prompts[other]:  # it counted without the cache, and did not say so
+                tree.prompts[keeper] = tree.prompts[other]

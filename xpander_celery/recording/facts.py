@@ -23,8 +23,8 @@ class SpanFacts(NamedTuple):
     prompt, so that it is taken out again when the numbers are sent.
     """
 
-    span_id: int | str
-    parent_id: int | str | None
+    span_id: int
+    parent_id: int  # 0: none
     scope: str
     kind: Kind
     start: int
@@ -36,7 +36,7 @@ class SpanFacts(NamedTuple):
     cache_write: int = 0
     beside: bool = False
     model: str | None = None
-    response_id: str | None = None
+    response_key: int = 0  # of the response's id, see `response_key`; 0: none
     tool: str | None = None
     requested: tuple[str, ...] = ()
 
@@ -55,7 +55,7 @@ class SpanFacts(NamedTuple):
         parent = span.parent
         return facts_of(
             span_id=span.context.span_id,
-            parent_id=None if parent is None else parent.span_id,
+            parent_id=0 if parent is None else parent.span_id,
             scope="" if scope is None else scope.name,
             name=span.name,
             start=span.start_time or 0,
@@ -68,8 +68,8 @@ class SpanFacts(NamedTuple):
     def from_dict(cls, span: Mapping[str, Any]) -> SpanFacts | None:
         """The facts of a span written as a plain mapping: span_id, parent_id, name, scope, start, end, attributes."""
         return facts_of(
-            span_id=span["span_id"],
-            parent_id=span["parent_id"],
+            span_id=key_of(span["span_id"]),
+            parent_id=key_of(span["parent_id"]),
             scope=span["scope"],
             name=span["name"],
             start=span["start"],
@@ -81,8 +81,8 @@ class SpanFacts(NamedTuple):
 
 def facts_of(
     *,
-    span_id: int | str,
-    parent_id: int | str | None,
+    span_id: int,
+    parent_id: int,
     scope: str,
     name: str,
     start: int,
@@ -118,8 +118,13 @@ def facts_of(
         cache_write=numbers.cache_write,
         beside=numbers.beside or provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES,
         model=None if model is None else intern(model),
-        response_id=_first_text(attributes, keys.RESPONSE_ID),
+        response_key=key_of(_first_text(attributes, keys.RESPONSE_ID)),
     )
+
+
+def key_of(text: str | None) -> int:
+    """63 bits that stand for a text within this process, where keeping the text would cost ten times as much."""
+    return hash(text) & 0x7FFF_FFFF_FFFF_FFFF if text else 0
 
 
 def _kind(name: str, attributes: Mapping[str, Any]) -> Kind:

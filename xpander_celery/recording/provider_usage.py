@@ -40,6 +40,9 @@ _BUCKET_CACHE_READ = ("input_cache_read", "input_cached_tokens", "cache_read_inp
 _BUCKET_CACHE_WRITE = ("input_cache_creation", "cache_creation_input_tokens")
 
 
+_MOST_DIGITS = 15  # more is no count of tokens, and must fit 63 bits when added
+
+
 class Numbers(NamedTuple):
     """One usage block. The prompt includes cache; `beside`: its provider counts cache beside the prompt."""
 
@@ -52,11 +55,9 @@ class Numbers(NamedTuple):
 
 def count(value: object) -> int | None:
     """A count as it is found in the wild: a non-negative integer or a string of digits, nothing else."""
-    if type(value) is int:
-        return value if value >= 0 else None
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value)
-    return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS:
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 10**_MOST_DIGITS else None
 
 
 def is_beside(prompt: int, completion: int, cache: int, total: int | None) -> bool:

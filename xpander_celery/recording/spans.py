@@ -5,7 +5,7 @@ It must not know of Celery (names, attributes and headers come from its callers)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -146,9 +146,9 @@ class JobSpan:
         """One call of a tool, as a span below the current one; an exception marks it failed and passes through."""
         yield
 
-    def facts(self) -> list[SpanFacts]:
+    def facts(self) -> Iterable[SpanFacts]:
         """What the job's spans said so far, for `usage_of`; may be called after `end`, from any thread."""
-        return list(self._job.facts)
+        return self._job.facts
 
     def end(
         self,

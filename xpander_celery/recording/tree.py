@@ -1,26 +1,47 @@
 """The calls that a tree of spans really made: agents restate what their calls spent, and wrappers what they wrap.
 
-Pure. It works on positions in a list of spans and never recurses: a tree may be 100,000 deep.
+Pure. Spans are held by position, in columns, and nothing recurses: a tree may have 100,000 spans, or be as deep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from xpander_celery.recording.attributes import Kind
 from xpander_celery.recording.facts import SpanFacts
 
 ROOT = -1
+NO_USAGE = -1
+_UNKNOWN, _UNDERWAY = 0, -1  # while depths are computed
 
 
-@dataclass(frozen=True, slots=True)
+def _integers() -> array[int]:
+    return array("q")
+
+
+@dataclass(slots=True)
 class Tree:
-    """Spans by position, each span id once; `parents` holds positions, or `ROOT` where the parent is not among them."""
+    """Spans by position, each span id once. A parent that is not among them is `ROOT`.
 
-    spans: list[SpanFacts]
-    parents: list[int]
-    depths: list[int]
+    `prompts` is `NO_USAGE` where a span states none. `duplicates` marks spans of a call that another span stands for.
+    """
+
+    parents: array[int] = field(default_factory=_integers)
+    depths: array[int] = field(default_factory=_integers)
+    kinds: bytearray = field(default_factory=bytearray)
+    scopes: list[str] = field(default_factory=list)
+    starts: array[int] = field(default_factory=_integers)
+    ends: array[int] = field(default_factory=_integers)
+    prompts: array[int] = field(default_factory=_integers)
+    completions: array[int] = field(default_factory=_integers)
+    cache_reads: array[int] = field(default_factory=_integers)
+    cache_writes: array[int] = field(default_factory=_integers)
+    beside: bytearray = field(default_factory=bytearray)
+    models: list[str | None] = field(default_factory=list)
+    response_keys: array[int] = field(default_factory=_integers)
+    duplicates: bytearray = field(default_factory=bytearray)
 
     def is_above(self, upper: int, lower: int) -> bool:
         """Whether `upper` is an ancestor of `lower`, or the same."""
@@ -28,37 +49,55 @@ class Tree:
             lower = self.parents[lower]
         return lower == upper
 
+    def upwards(self) -> list[int]:
+        """All positions, children before their parents."""
+        return sorted(range(len(self.kinds)), key=self.depths.__getitem__, reverse=True)
+
 
 def tree_of(spans: Iterable[SpanFacts]) -> Tree:
     """The tree of the spans. A span given twice counts once, an unknown parent is the root, a cycle is cut."""
-    positions: dict[int | str, int] = {}
-    distinct: list[SpanFacts] = []
+    tree = Tree()
+    positions: dict[int, int] = {}
+    parent_ids = array("Q")
     for span in spans:
-        if span.span_id not in positions:
-            positions[span.span_id] = len(distinct)
-            distinct.append(span)
-    parents = [ROOT if span.parent_id is None else positions.get(span.parent_id, ROOT) for span in distinct]
-    return Tree(distinct, parents, _depths(parents))
+        position = len(positions)
+        if positions.setdefault(span.span_id, position) != position:
+            continue
+        parent_ids.append(span.parent_id)
+        tree.kinds.append(span.kind)
+        tree.scopes.append(span.scope)
+        tree.starts.append(span.start)
+        tree.ends.append(span.end)
+        tree.prompts.append(NO_USAGE if span.prompt is None else span.prompt)
+        tree.completions.append(span.completion)
+        tree.cache_reads.append(span.cache_read)
+        tree.cache_writes.append(span.cache_write)
+        tree.beside.append(span.beside)
+        tree.models.append(span.model)
+        tree.response_keys.append(span.response_key)
+    tree.parents.extend(positions.get(parent_id, ROOT) for parent_id in parent_ids)
+    tree.duplicates = bytearray(len(positions))
+    _measure_depths(tree)
+    return tree
 
 
-def _depths(parents: list[int]) -> list[int]:
-    """The depth of each position, from 1. Cuts cycles in `parents`, which no tracer writes but a bad one might."""
-    unknown, underway = 0, -1
-    depths = [unknown] * len(parents)
+def _measure_depths(tree: Tree) -> None:
+    """Count depths from 1. Cuts cycles, which no tracer writes but a bad one might."""
+    parents = tree.parents
+    depths = tree.depths = array("q", bytes(8 * len(parents)))
     for position in range(len(parents)):
         path = []
         at = position
-        while at != ROOT and depths[at] == unknown:
-            depths[at] = underway
+        while at != ROOT and depths[at] == _UNKNOWN:
+            depths[at] = _UNDERWAY
             path.append(at)
             at = parents[at]
-        if at != ROOT and depths[at] == underway:
+        if at != ROOT and depths[at] == _UNDERWAY:
             parents[path[-1]] = at = ROOT
         depth = 0 if at == ROOT else depths[at]
         for below in reversed(path):
             depth += 1
             depths[below] = depth
-    return depths
 
 
 # What counts at a span with usage: its own numbers, the calls below it, the sub-containers below it. Plain integers,
@@ -100,10 +139,12 @@ class _Below:
         if not scopes <= self.scopes:
             self.scopes |= scopes
 
-    def add_call(self, prompt: int, total: int) -> None:
+    def add_call(self, prompt: int, total: int, scope: str) -> None:
         self.calls += 1
         self.calls_prompt += prompt
         self.calls_total += total
+        if scope not in self.scopes:
+            self.scopes |= {scope}
 
     def add_container(self, prompt: int, total: int) -> None:
         self.containers += 1
@@ -114,40 +155,34 @@ class _Below:
 _NOTHING = _Below()
 
 
-def counted(tree: Tree, stated: Sequence[SpanFacts | None]) -> list[int]:
-    """The positions whose own numbers count, each call of the job once.
-
-    `stated` holds what each span states, None where the span duplicates another one (it still shows, by its scope,
-    who reports the calls of a container).
-    """
-    take = _decide(tree, stated)
-    return _select(tree, stated, take)
+def counted(tree: Tree) -> list[int]:
+    """The positions whose own numbers count: each call of the job once, topmost first."""
+    upwards = tree.upwards()
+    take = bytearray(len(upwards))
+    _decide(tree, upwards, take)
+    return _select(tree, upwards, take)
 
 
-def _decide(tree: Tree, stated: Sequence[SpanFacts | None]) -> dict[int, int]:
-    """What counts at each span with usage, from the leaves up."""
-    take: dict[int, int] = {}
+def _decide(tree: Tree, upwards: list[int], take: bytearray) -> None:
+    """Set what counts at each span with usage, from the leaves up."""
     found: dict[int, _Below] = {}
-    for position in sorted(range(len(tree.spans)), key=tree.depths.__getitem__, reverse=True):
-        span = tree.spans[position]
+    for position in upwards:
         parent = tree.parents[position]
         below = found.pop(position, None)
-        if span.prompt is None:
+        if tree.prompts[position] == NO_USAGE:
             if below is not None and parent != ROOT:
                 _merge(found, parent, below)
             continue
         below = below or _NOTHING
-        own = stated[position]
-        if own is None:
+        if tree.duplicates[position]:
             chosen = _BELOW
-        elif span.kind is Kind.LLM:
-            chosen = _of_call(own, below)
+        elif tree.kinds[position] == Kind.LLM:
+            chosen = _of_call(tree, position, below)
         else:
-            chosen = _of_container(own, below)
+            chosen = _of_container(tree, position, below)
         take[position] = chosen
         if parent != ROOT:
-            _pass_up(found, parent, own or span, below, chosen)
-    return take
+            _pass_up(tree, position, found, below, chosen)
 
 
 def _merge(found: dict[int, _Below], parent: int, below: _Below) -> None:
@@ -158,62 +193,59 @@ def _merge(found: dict[int, _Below], parent: int, below: _Below) -> None:
         found[parent] = below
 
 
-def _pass_up(found: dict[int, _Below], parent: int, span: SpanFacts, below: _Below, chosen: int) -> None:
+def _pass_up(tree: Tree, position: int, found: dict[int, _Below], below: _Below, chosen: int) -> None:
     """Tell the parent what counts here: as one call, or as one sub-container."""
     prompt = total = 0
     if chosen & _CALLS:
         prompt, total = below.calls_prompt, below.calls_total
     if chosen & _CONTAINERS:
         prompt, total = prompt + below.containers_prompt, total + below.containers_total
-    own_prompt = span.prompt or 0
+    own_prompt, own_total = tree.prompts[position], tree.prompts[position] + tree.completions[position]
     if chosen & _OWN:
-        prompt, total = prompt + own_prompt, total + own_prompt + span.completion
-    elif span.kind is Kind.LLM and own_prompt > prompt:  # a duplicate, counted elsewhere: still, this much was called
-        prompt, total = own_prompt, own_prompt + span.completion
-    above = found.get(parent)
+        prompt, total = prompt + own_prompt, total + own_total
+    elif tree.duplicates[position] and own_total > total:  # counted elsewhere: still, this much was called below here
+        prompt, total = own_prompt, own_total
+    above = found.get(tree.parents[position])
     if above is None:
-        above = found[parent] = _Below()
-    if span.kind is Kind.LLM:
-        above.add_call(prompt, total)
+        above = found[tree.parents[position]] = _Below()
+    if tree.kinds[position] == Kind.LLM:
+        above.add_call(prompt, total, tree.scopes[position])
         above.add_scopes(below.scopes)
-        if span.scope not in above.scopes:
-            above.scopes |= {span.scope}
     else:
         above.add_container(prompt, total)
 
 
-def _of_call(own: SpanFacts, below: _Below) -> int:
+def _of_call(tree: Tree, position: int, below: _Below) -> int:
     """A wrapper and the call in it: the inner one is nearer to the provider, unless it saw less."""
-    return _BELOW if below.total and below.prompt >= (own.prompt or 0) else _OWN
+    return _BELOW if below.total and below.prompt >= tree.prompts[position] else _OWN
 
 
-def _of_container(own: SpanFacts, below: _Below) -> int:
+def _of_container(tree: Tree, position: int, below: _Below) -> int:
     """An agent and what is below it: whether its own numbers restate, exclude or replace those."""
-    if own.scope in below.scopes:
+    if tree.scopes[position] in below.scopes:
         return _BELOW  # who reports this agent reports its calls too
     if not below.calls:
         return _OWN | _CONTAINERS
-    total = (own.prompt or 0) + own.completion
+    total = tree.prompts[position] + tree.completions[position]
     if below.containers and total >= below.total:
         return _OWN
     return _OWN | _CONTAINERS if total > below.calls_total else _BELOW
 
 
-def _select(tree: Tree, stated: Sequence[SpanFacts | None], take: dict[int, int]) -> list[int]:
+def _select(tree: Tree, upwards: list[int], take: bytearray) -> list[int]:
     """The positions that count, from the root down: what an ancestor does not take is gone."""
-    passed = [_BELOW] * len(tree.spans)
+    passed = bytearray(len(upwards))
     selected: list[int] = []
-    for position in sorted(range(len(tree.spans)), key=tree.depths.__getitem__):
+    for position in reversed(upwards):
         parent = tree.parents[position]
         allowed = _BELOW if parent == ROOT else passed[parent]
-        chosen = take.get(position)
-        if chosen is not None:
-            wanted = _CALLS if tree.spans[position].kind is Kind.LLM else _CONTAINERS
-            if not allowed & wanted:
+        chosen = take[position]
+        if chosen:
+            if not allowed & (_CALLS if tree.kinds[position] == Kind.LLM else _CONTAINERS):
                 allowed = 0
             else:
                 allowed = chosen & _BELOW
-                if chosen & _OWN and stated[position] is not None:
+                if chosen & _OWN:
                     selected.append(position)
         passed[position] = allowed
     return selected

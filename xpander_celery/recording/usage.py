@@ -1,24 +1,21 @@
 """From the facts of a job's spans to its tokens and tools. Pure: no OpenTelemetry, no clock, no state.
 
 In three steps: one span per call is kept where several layers saw it (`duplicates`), agents that restate their calls
-are told from those that do not (`tree`), and what was added explicitly counts where no span gave it.
+are told from those that do not (`tree`), and what was added explicitly counts where no span gave it (`added`).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from xpander_celery.recording.added import not_given
 from xpander_celery.recording.attributes import NO_TOOLS, Kind
-from xpander_celery.recording.duplicates import without_duplicates
+from xpander_celery.recording.duplicates import mark_duplicates
 from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.results import Added, Call, Returned
 from xpander_celery.recording.tree import Tree, counted, tree_of
 from xpander_celery.report import Tokens
-
-_CLOCK_SKEW_NS = 10_000_000_000  # between a provider's `created`, in whole seconds, and the spans' clock
 
 
 @dataclass(frozen=True)
@@ -41,153 +38,140 @@ def usage_of(spans: Iterable[SpanFacts], *, added: Iterable[Added] = (), returne
     An added response that a span gave already is not counted again; plain tokens always are. `returned`, read from the
     job's return value, counts only if there is nothing else.
     """
-    tree = tree_of(spans)
-    stated = without_duplicates(tree)
-    positions = counted(tree, stated)
-    calls: list[SpanFacts | Call] = [span for at in positions if (span := stated[at]) is not None]
-    used = _tools_of(tree.spans)
-    added = list(added)
+    tools = _Tools()
+    tree = tree_of(tools.watching(spans))
+    mark_duplicates(tree)
+    positions = counted(tree)
+    calls = _Sums()
+    calls.add_spans(tree, positions)
+    used = dict.fromkeys(tools.names())
+    added = tuple(added)
     if added:
-        calls += _added_calls(added, tree, positions)
+        calls.add(not_given(added, tree, positions))
         for item in added:
             if isinstance(item.what, Returned):
-                used.names.update(dict.fromkeys(item.what.used_tools))
+                used.update(dict.fromkeys(item.what.used_tools))
     if returned is not None:
-        if not calls:
-            calls += returned.calls
-        if not used.names:
-            used.names.update(dict.fromkeys(returned.used_tools))
+        if not calls.count:
+            calls.add(returned.calls)
+        used = used or dict.fromkeys(returned.used_tools)
     return Usage(
-        inclusive=_sum(calls),
-        sent=_sum(calls, as_sent=True),
-        by_model=_by_model(calls),
-        used_tools=tuple(used.names),
-        llm_calls=len(calls),
-        llm_errors=_times(span for span in tree.spans if span.kind is Kind.LLM and span.failed),
-        tool_calls=used.calls,
-        tool_errors=used.errors,
+        inclusive=calls.inclusive(),
+        sent=calls.sent(),
+        by_model=calls.by_model(),
+        used_tools=tuple(used),
+        llm_calls=calls.count,
+        llm_errors=tools.llm_errors(),
+        tool_calls=tools.calls(),
+        tool_errors=tools.errors(),
     )
 
 
-def _sum(calls: Iterable[SpanFacts | Call], *, as_sent: bool = False) -> Tokens:
-    prompt = completion = cache_read = cache_write = 0
-    for call in calls:
-        prompt += call.prompt or 0
-        completion += call.completion
-        cache_read += call.cache_read
-        cache_write += call.cache_write
-        if as_sent and call.beside:
-            prompt -= call.cache_read + call.cache_write
+class _Sums:
+    """Sums per model, so that 100,000 calls need no object each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._models: dict[str, list[int]] = {}  # prompt, completion, cache read, cache write
+        self._cache_beside = 0
+
+    def add_spans(self, tree: Tree, positions: Sequence[int]) -> None:
+        for at in positions:
+            self._add(
+                tree.models[at],
+                tree.prompts[at],
+                tree.completions[at],
+                tree.cache_reads[at],
+                tree.cache_writes[at],
+                bool(tree.beside[at]),
+            )
+
+    def add(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            self._add(call.model, call.prompt, call.completion, call.cache_read, call.cache_write, call.beside)
+
+    def inclusive(self) -> Tokens:
+        return _tokens([sum(counts) for counts in zip(*self._models.values(), strict=True)])
+
+    def sent(self) -> Tokens:
+        inclusive = self.inclusive()
+        if not self._cache_beside:
+            return inclusive
+        return inclusive.model_copy(update={"prompt_tokens": max(inclusive.prompt_tokens - self._cache_beside, 0)})
+
+    def by_model(self) -> dict[str, Tokens]:
+        return {model: _tokens(counts) for model, counts in self._models.items()}
+
+    def _add(self, model: str | None, prompt: int, completion: int, read: int, write: int, beside: bool) -> None:
+        self.count += 1
+        sums = self._models.get(model or "")
+        if sums is None:
+            self._models[model or ""] = [prompt, completion, read, write]
+        else:
+            sums[0] += prompt
+            sums[1] += completion
+            sums[2] += read
+            sums[3] += write
+        if beside:
+            self._cache_beside += read + write
+
+
+def _tokens(counts: Sequence[int]) -> Tokens:
+    prompt, completion, cache_read, cache_write = counts or (0, 0, 0, 0)
     return Tokens(
-        completion_tokens=completion,
-        prompt_tokens=max(prompt, 0),
-        cache_read_tokens=cache_read,
-        cache_write_tokens=cache_write,
+        prompt_tokens=prompt, completion_tokens=completion, cache_read_tokens=cache_read, cache_write_tokens=cache_write
     )
 
 
-def _by_model(calls: Iterable[SpanFacts | Call]) -> dict[str, Tokens]:
-    by_model: defaultdict[str, list[SpanFacts | Call]] = defaultdict(list)
-    for call in calls:
-        by_model[call.model or ""].append(call)
-    return {model: _sum(of_model) for model, of_model in by_model.items()}
+@dataclass(slots=True)
+class _Uses:
+    """The uses of one tool that one layer saw."""
 
-
-class _Tools(NamedTuple):
-    names: dict[str, None]  # an ordered set
-    calls: int = 0
+    first: int
+    times: int = 0
     errors: int = 0
 
 
-def _tools_of(spans: Sequence[SpanFacts]) -> _Tools:
-    """The tools that spans show; if none does, those that the model asked for."""
-    shown = [span for span in spans if span.tool is not None and span.tool not in NO_TOOLS]
-    if shown:
-        shown.sort(key=lambda span: span.start)
-        names = dict.fromkeys(span.tool for span in shown if span.tool is not None)
-        return _Tools(names, _times(shown), _times(span for span in shown if span.failed))
-    asking = sorted((span for span in spans if span.requested), key=lambda span: span.start)
-    return _Tools(dict.fromkeys(tool for span in asking for tool in span.requested))
+class _Tools:
+    """The tools that spans show and, where none does, those that the models asked for."""
 
+    def __init__(self) -> None:
+        self._shown: dict[str, dict[str, _Uses]] = {}  # by tool, by scope
+        self._asked: dict[str, tuple[int, int]] = {}  # tool: when first, as which in that answer
+        self._llm_errors: dict[str, int] = {}  # by scope
 
-def _times(spans: Iterable[SpanFacts]) -> int:
-    """How many uses the spans show. Layers repeat each other: per tool, the one that saw most says how many."""
-    most: dict[str | None, int] = {}
-    for (tool, _), times in Counter((span.tool, span.scope) for span in spans).items():
-        most[tool] = max(times, most.get(tool, 0))
-    return sum(most.values())
+    def watching(self, spans: Iterable[SpanFacts]) -> Iterator[SpanFacts]:
+        """The same spans, seen in passing."""
+        for span in spans:
+            if span.tool is not None:
+                self._saw(span, span.tool)
+            elif span.kind is Kind.LLM:
+                if span.failed:
+                    self._llm_errors[span.scope] = self._llm_errors.get(span.scope, 0) + 1
+                for index, tool in enumerate(span.requested):
+                    self._asked[tool] = min((span.start, index), self._asked.get(tool, (span.start, index)))
+            yield span
 
+    def names(self) -> list[str]:
+        """Distinct, in order of first use."""
+        if not self._shown:
+            return sorted(self._asked, key=self._asked.__getitem__)
+        return sorted(self._shown, key=lambda tool: min(uses.first for uses in self._shown[tool].values()))
 
-class _Given:
-    """What the spans gave already, so that a response that was added as well counts once."""
+    def calls(self) -> int:
+        """Layers repeat each other: per tool, the one that saw most says how often it was called."""
+        return sum(max(uses.times for uses in by_scope.values()) for by_scope in self._shown.values())
 
-    def __init__(self, tree: Tree, positions: Sequence[int]) -> None:
-        self._tree = tree
-        self._positions = positions
-        self._ids = {span.response_id for span in tree.spans if span.response_id is not None}
-        self._calls: defaultdict[tuple[int, int], list[SpanFacts]] = defaultdict(list)
-        for at in positions:
-            span = tree.spans[at]
-            self._calls[span.prompt or 0, span.completion].append(span)
-        self._subtrees: list[tuple[int, int]] | None = None
+    def errors(self) -> int:
+        return sum(max(uses.errors for uses in by_scope.values()) for by_scope in self._shown.values())
 
-    def includes(self, call: Call, at: int) -> bool:
-        """Whether a span gave this call, which was added at the time `at`; each span answers for one."""
-        if call.response_id is not None:
-            if call.response_id in self._ids:
-                return True
-            self._ids.add(call.response_id)
-        counts = (call.prompt, call.completion)
-        for index, span in enumerate(self._calls.get(counts, ())):
-            if _same_time(span, call, at) and not (span.response_id and call.response_id):
-                del self._calls[counts][index]
-                return True
-        return self._includes_run(counts)
+    def llm_errors(self) -> int:
+        return max(self._llm_errors.values(), default=0)
 
-    def _includes_run(self, counts: tuple[int, int]) -> bool:
-        """Whether the calls below some span sum up to these counts: a run output states the sum of its calls."""
-        if self._subtrees is None:
-            self._subtrees = self._sums()
-        if counts in self._subtrees:
-            self._subtrees.remove(counts)
-            return True
-        return False
-
-    def _sums(self) -> list[tuple[int, int]]:
-        """The counts below each span with several calls below it, and of the whole job."""
-        spans, parents, depths = self._tree.spans, self._tree.parents, self._tree.depths
-        below: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
-        for at in self._positions:
-            sums = below[at]
-            sums[0] += spans[at].prompt or 0
-            sums[1] += spans[at].completion
-            sums[2] += 1
-        for at in sorted(range(len(spans)), key=depths.__getitem__, reverse=True):
-            if at in below:
-                above = below[parents[at]]
-                for index, number in enumerate(below[at]):
-                    above[index] += number
-        return [(prompt, completion) for prompt, completion, calls in below.values() if calls > 1]
-
-
-def _same_time(span: SpanFacts, call: Call, at: int) -> bool:
-    """Whether the span may be of the call: begun before the call was added, and around when its provider made it."""
-    if call.created is None:
-        return span.start <= at
-    return span.start - _CLOCK_SKEW_NS <= call.created <= span.end + _CLOCK_SKEW_NS
-
-
-def _added_calls(added: Iterable[Added], tree: Tree, positions: Sequence[int]) -> Iterator[Call]:
-    """The calls among what was added that no span gave, each Agno run once."""
-    given = _Given(tree, positions)
-    runs: set[str] = set()
-    for item in added:
-        if isinstance(item.what, Tokens):
-            tokens = item.what
-            yield Call(
-                tokens.prompt_tokens, tokens.completion_tokens, tokens.cache_read_tokens, tokens.cache_write_tokens
-            )
-            continue
-        calls = [call for call in item.what.calls if call.run_id not in runs]
-        runs.update(call.run_id for call in calls if call.run_id is not None)
-        yield from (call for call in calls if not given.includes(call, item.at))
+    def _saw(self, span: SpanFacts, tool: str) -> None:
+        if tool in NO_TOOLS:
+            return
+        uses = self._shown.setdefault(tool, {}).setdefault(span.scope, _Uses(span.start))
+        uses.first = min(uses.first, span.start)
+        uses.times += 1
+        uses.errors += span.failed
