@@ -33,6 +33,7 @@ from xpander_celery.relay.targets import Target
 POLL_S = 0.2
 _EAGER_POLL_S = 0.02
 _BATCH_WHILE_SENDING = 100  # so that no sender waits long for the loop
+_BATCH_WHEN_TIGHT = 20  # a whole batch may not fit where a part of it does
 _DEATHS_EVERY_S = 1.0
 _FULL_WAIT_S = 5.0
 _LEAST_ROOM_BYTES = 4 * 1024**2  # beyond what acknowledgements need
@@ -93,7 +94,7 @@ class Relay:
         self._flushes: list[Request] = []
         self._has_read_all = False
         self._deaths_at = now
-        self._full_until = now
+        self._full_until = float("-inf")
         self._full = Notice(logger, "index_full", clock=clock.now)
         self.is_relieved = False  # another relay asked this one to leave
         self.is_eager = False  # somebody waits for the end
@@ -149,7 +150,9 @@ class Relay:
         try:
             if not self._reserve.restore() and self._index.free_bytes() < _LEAST_ROOM_BYTES > self._reserve.room():
                 raise IndexFullError(f"{self._config.directory}: the disk is full")
-            taken = self._ingest.take(now, _BATCH_WHILE_SENDING if self.delivery.is_sending else MAX_BATCH)
+            is_tight = now - self._full_until < _FULL_WAIT_S
+            limit = _BATCH_WHEN_TIGHT if is_tight else _BATCH_WHILE_SENDING if self.delivery.is_sending else MAX_BATCH
+            taken = self._ingest.take(now, limit)
         except IndexFullError as error:
             self._is_full(error)
             return False

@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.relay import RelayHouse
+from xpander_celery.errors import NetworkError, NotFoundError, RequestRefusedError, ServerError
+from xpander_celery.relay.policy import Flow
+from xpander_celery.relay.rows import Phase
+from xpander_celery.report import TaskReport
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[RelayHouse]:
+    async with RelayHouse(tmp_path) as house:
+        yield house
+
+
+def failing(error: Exception, *, only: str | None = None) -> Callable[[TaskReport], None]:
+    def answer(report: TaskReport) -> None:
+        if only is None or report.id == only:
+            raise error
+
+    return answer
+
+
+async def test_a_job_becomes_one_report_and_is_settled(house: RelayHouse) -> None:
+    job_id = house.job(result="paid")
+    await house.settle()
+    assert house.platform.posts_by_id() == {job_id: 1}
+    report = house.platform.records[job_id]
+    assert (report.agent_id, report.input, report.result, report.is_success) == ("agent", "42", "paid", True)
+    assert house.phase(job_id) is Phase.SETTLED
+    assert house.index.counters["appended"] == 2
+    assert house.index.counters["delivered"] == 1
+
+
+async def test_a_running_job_is_not_reported(house: RelayHouse) -> None:
+    house.started("a")
+    await house.settle()
+    assert house.platform.posts == []
+    house.finished("a")
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 1}
+
+
+async def test_many_jobs_are_sent_side_by_side_but_never_more_than_concurrency(house: RelayHouse) -> None:
+    for _ in range(1000):
+        house.job()
+    await house.settle()
+    assert len(house.platform.records) == 1000
+    assert set(house.platform.posts_by_id().values()) == {1}
+    assert house.platform.most_in_flight == house.config.concurrency
+
+
+async def test_events_that_say_nothing_new_send_nothing(house: RelayHouse) -> None:
+    house.job("a")
+    await house.settle()
+    house.job("a")
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 1}
+    assert house.phase("a") is Phase.SETTLED
+    assert house.index.counters["unchanged"] == 1
+
+
+async def test_a_later_different_outcome_is_sent_again_under_the_same_id(house: RelayHouse) -> None:
+    house.job("a")
+    await house.settle()
+    house.append("a", "1", house.journal, kind="progress", duration_s=1.0, tokens={"prompt_tokens": 7})
+    house.clock.advance(1)
+    house.append("a", "1", house.journal, kind="progress", duration_s=1.0, tokens={"prompt_tokens": 9})
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 2}
+    tokens = house.platform.records["a"].tokens
+    assert tokens is not None
+    assert tokens.prompt_tokens == 9
+
+
+async def test_a_correction_while_the_report_is_on_its_way_is_sent_after_it(house: RelayHouse) -> None:
+    answered = asyncio.Event()
+    house.platform.answer = lambda report: answered.wait()
+    house.job("a")
+    await house.turn()
+    assert house.platform.posts_by_id() == {"a": 1}
+    house.append("a", "1", house.journal, kind="progress", duration_s=9.0, tokens={"prompt_tokens": 9})
+    for _ in range(5):
+        await house.turn()
+    assert house.platform.posts_by_id() == {"a": 1}
+    answered.set()
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 2}
+    assert house.platform.records["a"].tokens is not None
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_of_what_waits_only_the_latest_revision_is_sent(house: RelayHouse) -> None:
+    house.platform.answer = failing(NetworkError("down"))
+    house.job("a")
+    await house.settle()
+    for count in (5, 6, 7):
+        house.append("a", "1", house.journal, kind="progress", duration_s=float(count), tokens={"prompt_tokens": count})
+        await house.settle()
+    house.platform.answer = lambda report: None
+    await house.go_on(300)
+    assert [r.tokens.prompt_tokens for _, r in house.platform.posts if r.tokens] == [7]
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_reports_in_the_queue_are_replaced_by_newer_ones(house: RelayHouse) -> None:
+    """They were already fetched to be sent when a newer event came in."""
+    gate = asyncio.Event()
+    house.platform.answer = lambda report: gate.wait()
+    ids = [house.job() for _ in range(50)]
+    await house.turn()
+    assert len(house.platform.posts) == 8
+    last = ids[-1]
+    house.append(last, "1", house.journal, kind="progress", duration_s=9.0, tokens={"prompt_tokens": 9})
+    await house.turn()
+    gate.set()
+    await house.settle()
+    assert house.platform.posts_by_id()[last] == 1
+    assert house.platform.records[last].tokens is not None
+
+
+async def test_a_failure_is_tried_again_and_the_wait_survives_a_restart(house: RelayHouse) -> None:
+    house.platform.answer = failing(ServerError("x", status_code=503, retry_after="100"))
+    house.job("a")
+    await house.settle()
+    await house.restart()
+    house.platform.answer = lambda report: None
+    await house.go_on(99)
+    assert house.platform.posts_by_id() == {"a": 1}
+    await house.go_on(2)
+    assert house.platform.posts_by_id() == {"a": 2}
+    assert house.index.counters["retried"] == 1
+
+
+async def test_a_refused_report_is_dead_with_its_reason_and_its_neighbours_pass(house: RelayHouse) -> None:
+    house.platform.answer = failing(RequestRefusedError("no", status_code=422), only="bad")
+    house.job("bad")
+    others = [house.job() for _ in range(20)]
+    await house.go_on(600, step_s=30)
+    assert house.platform.posts_by_id() == {"bad": 1} | dict.fromkeys(others, 1)
+    assert house.phase("bad") is Phase.DEAD
+    assert "422" in str(house.row("bad").reason)
+    assert house.relay.gate.flow is Flow.FLOWING
+
+
+async def test_a_dead_job_lives_again_when_something_new_is_known_of_it(house: RelayHouse) -> None:
+    house.platform.answer = failing(RequestRefusedError("no", status_code=422))
+    house.job("a")
+    await house.settle()
+    house.platform.answer = lambda report: None
+    house.append("a", "1", house.journal, kind="progress", duration_s=9.0, tokens={"prompt_tokens": 9})
+    await house.settle()
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_a_report_that_is_too_large_is_sent_once_more_without_its_texts(house: RelayHouse) -> None:
+    house.platform.answer = lambda report: (
+        failing(RequestRefusedError("large", status_code=413))(report) if len(report.result or "") > 4000 else None
+    )
+    house.job("a", result="x" * 50_000, llm_response={"raw": "y" * 50_000})
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 2}
+    record = house.platform.records["a"]
+    assert "50000 bytes" in str(record.result)
+    assert record.llm_response["celery"]["task"] == "shop.charge"
+    assert record.llm_response["response"] is None
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_a_report_that_stays_too_large_is_dead_after_two_tries(house: RelayHouse) -> None:
+    house.platform.answer = failing(RequestRefusedError("large", status_code=413))
+    house.job("a")
+    await house.go_on(600, step_s=30)
+    assert house.platform.posts_by_id() == {"a": 2}
+    assert house.phase("a") is Phase.DEAD
+
+
+async def test_an_unknown_agent_holds_its_own_reports_until_it_is_known(house: RelayHouse) -> None:
+    def answer(report: TaskReport) -> None:
+        if report.agent_id == "lost":
+            raise NotFoundError("no such agent", status_code=404)
+
+    house.platform.answer = answer
+    held = [house.job(agent_id="lost") for _ in range(1200)]
+    others = [house.job() for _ in range(20)]
+    await house.go_on(600, step_s=10)
+    assert set(others) <= set(house.platform.records)
+    probes = [at for at, report in house.platform.posts if report.agent_id == "lost"]
+    assert len(probes) <= 8 + 10  # those on their way when it turned out, then one a minute
+    assert house.index.count(Phase.HELD) == 1200
+    await house.restart()
+    house.platform.answer = lambda report: None
+    await house.go_on(70, step_s=1)
+    assert set(held) <= set(house.platform.records)
+    assert house.index.count(Phase.HELD) == 0
+
+
+async def test_jobs_of_a_dead_worker_are_closed_as_lost(house: RelayHouse) -> None:
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    await house.settle()
+    worker.kill()
+    await house.go_on(9)
+    assert house.platform.posts == []
+    await house.go_on(5)
+    report = house.platform.records["a"]
+    assert not report.is_success
+    assert "WorkerLostError" in str(report.result)
+
+
+async def test_what_a_dead_worker_had_written_counts_however_long_it_takes_to_read(house: RelayHouse) -> None:
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    worker.kill()
+    for _ in range(2000):
+        house.job()
+    house.finished("a", journal=worker)
+    while not house.row_exists("a") or house.phase("a") is Phase.OPEN:
+        await house.turn()
+        house.clock.advance(11)
+    await house.settle()
+    assert house.platform.posts_by_id()["a"] == 1
+    assert house.platform.records["a"].is_success
+
+
+async def test_the_wait_after_a_workers_death_goes_on_over_a_restart(house: RelayHouse) -> None:
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker, acks_late=True, visibility_timeout_s=100)
+    await house.settle()
+    worker.kill()
+    for _ in range(5):
+        await house.go_on(30)
+        await house.restart()
+    assert house.platform.posts == []
+    await house.go_on(55)
+    assert house.platform.posts_by_id() == {"a": 1}
+
+
+async def test_a_record_that_already_ended_wins_over_an_inferred_end(house: RelayHouse) -> None:
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    await house.settle()
+    worker.kill()
+    house.platform.ended = lambda report: True
+    await house.go_on(15)
+    assert house.platform.posts == []
+    assert house.phase("a") is Phase.SETTLED
+    assert house.index.counters["left_as_recorded"] == 1
+
+
+async def test_an_inferred_end_waits_while_the_platform_cannot_be_asked(house: RelayHouse) -> None:
+    def unreachable(report: TaskReport) -> bool:
+        raise NetworkError("down")
+
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    await house.settle()
+    worker.kill()
+    house.platform.ended = unreachable
+    await house.go_on(120)
+    assert house.platform.posts == []
+    assert house.phase("a") is Phase.DUE
+    house.platform.ended = lambda report: False
+    await house.go_on(400)
+    assert house.platform.posts_by_id() == {"a": 1}
+
+
+async def test_a_retried_job_is_closed_when_no_further_attempt_comes(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, redelivery_wait_s=600) as house:
+        house.started("a")
+        house.finished("a", outcome="retried", continues=True, result="ValueError: again")
+        await house.go_on(590, step_s=10)
+        assert house.platform.posts == []
+        await house.go_on(20, step_s=10)
+        assert house.platform.posts_by_id() == {"a": 1}
+        assert "no further attempt" in str(house.platform.records["a"].result)
+
+
+async def test_a_redelivered_job_finds_its_record_and_sums_its_attempts(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, redelivery_wait_s=600) as house:
+        house.job("a", tokens={"prompt_tokens": 5})
+        await house.go_on(500, step_s=50)
+        house.started("a", attempt_id="2")
+        await house.settle()
+        house.finished("a", attempt_id="2", tokens={"prompt_tokens": 6})
+        await house.settle()
+        tokens = house.platform.records["a"].tokens
+        assert tokens is not None
+        assert tokens.prompt_tokens == 11
+
+
+async def test_settled_jobs_are_forgotten_after_the_redelivery_wait(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, redelivery_wait_s=600) as house:
+        house.job("a")
+        await house.go_on(590, step_s=50)
+        assert house.row_exists("a")
+        await house.go_on(60, step_s=50)
+        assert not house.row_exists("a")
+
+
+async def test_a_job_without_an_agent_is_settled_silently(house: RelayHouse) -> None:
+    house.started("a", agent_id=None)
+    house.finished("a")
+    await house.settle()
+    assert house.platform.posts == []
+    assert house.phase("a") is Phase.SETTLED
+    assert house.index.counters["unreported"] == 1
+
+
+async def test_a_report_older_than_the_age_limit_is_dead(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, max_age_s=3600) as house:
+        house.platform.answer = failing(NetworkError("down"))
+        house.job("a")
+        await house.go_on(3500, step_s=100)
+        assert house.phase("a") is Phase.DUE
+        house.platform.answer = lambda report: None
+        house.clock.advance(400)
+        await house.settle()
+        assert house.phase("a") is Phase.DEAD
+        assert "3600" in str(house.row("a").reason)
+
+
+# before_send
+
+
+async def test_before_send_has_the_last_word(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, hook=lambda report: report.model_copy(update={"result": "hidden"})) as house:
+        house.job("a")
+        await house.settle()
+        house.job("a")
+        await house.settle()
+        assert [report.result for _, report in house.platform.posts] == ["hidden"]
+
+
+async def test_before_send_may_withhold_a_report(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, hook=lambda report: None) as house:
+        house.job("a")
+        await house.settle()
+        assert house.platform.posts == []
+        assert house.phase("a") is Phase.SETTLED
+        assert house.index.counters["withheld"] == 1
+
+
+async def test_a_failing_before_send_keeps_the_report_as_dead(tmp_path: Path) -> None:
+    def broken(report: TaskReport) -> TaskReport:
+        raise KeyError("secret")
+
+    async with RelayHouse(tmp_path, hook=broken) as house:
+        house.job("a")
+        await house.settle()
+        assert house.platform.posts == []
+        assert house.phase("a") is Phase.DEAD
+        assert "before_send" in str(house.row("a").reason)
+
+
+# Dying
+
+
+async def test_what_was_delivered_but_not_acknowledged_is_sent_again(house: RelayHouse) -> None:
+    house.job("a")
+    await house.turn()
+    assert house.platform.posts_by_id() == {"a": 1}
+    await house.restart()
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 2}
+    assert len(house.platform.records) == 1
+
+
+async def test_after_a_crash_suspects_are_sent_alone(house: RelayHouse) -> None:
+    forever = asyncio.Event()
+    house.platform.answer = lambda report: forever.wait()
+    for _ in range(30):
+        house.job()
+    await house.turn()
+    assert house.platform.in_flight.total() == 8
+    suspects = {job_id for job_id, count in house.platform.in_flight.items() if count}
+    await house.restart()
+    house.platform.most_in_flight = 0
+    together: list[set[str]] = []
+
+    def answer(report: TaskReport) -> None:
+        together.append({job_id for job_id, count in house.platform.in_flight.items() if count})
+
+    house.platform.answer = answer
+    await house.settle()
+    assert len(house.platform.records) == 30
+    for ids in together:
+        assert len(ids) == 1 or not ids & suspects
+
+
+async def test_a_report_that_kills_the_relay_three_times_is_dead_and_the_rest_flow(house: RelayHouse) -> None:
+    killer = "killer"
+    died = False
+
+    async def answer(report: TaskReport) -> None:
+        nonlocal died
+        if report.id == killer:
+            died = True
+            await asyncio.Event().wait()
+
+    house.platform.answer = answer
+    house.job(killer)
+    others = [house.job() for _ in range(20)]
+    for _ in range(200):
+        await house.turn()
+        house.clock.advance(0.2)
+        if died:
+            died = False
+            await house.restart()
+    await house.settle()
+    assert house.platform.posts_by_id()[killer] == 3
+    assert house.phase(killer) is Phase.DEAD
+    assert set(others) == set(house.platform.records)
+    assert all(house.phase(job_id) is Phase.SETTLED for job_id in others)
+
+
+async def test_events_are_counted_once_whenever_the_relay_dies(house: RelayHouse) -> None:
+    for _ in range(700):
+        house.job()
+    await house.turn()
+    await house.restart()
+    await house.settle()
+    await house.restart()
+    await house.settle()
+    assert house.index.counters["appended"] == 1400
+
+
+async def test_an_event_that_cannot_be_folded_is_set_aside_and_counted(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xpander_celery.relay import ingest
+
+    real: Any = ingest.fold
+
+    def fold(events: Any, state: Any) -> Any:
+        if events[0].job_id == "strange":
+            raise RecursionError("strange")
+        return real(events, state)
+
+    monkeypatch.setattr(ingest, "fold", fold)
+    house.job("strange")
+    others = [house.job() for _ in range(5)]
+    await house.settle()
+    assert set(house.platform.records) == set(others)
+    assert house.index.counters["unfoldable"] == 2
+    (kept,) = (house.config.directory / "corrupt").iterdir()
+    assert kept.read_text().count("strange") >= 2
+
+
+# A full index
+
+
+async def test_at_its_cap_the_index_stops_taking_in_and_the_journal_keeps_the_rest(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, max_index_bytes=2 * 1024**2) as house:
+        house.platform.answer = failing(NetworkError("down"))
+        ids = [house.job(result="x" * 20_000) for _ in range(200)]
+        for _ in range(20):
+            await house.turn()
+            house.clock.advance(5)
+        assert 0 < house.index.count(Phase.DUE) < 200
+        assert house.journal.backlog_bytes() > 0
+        house.platform.answer = lambda report: None
+        for _ in range(300):
+            await house.turn()
+            house.clock.advance(5)
+        assert set(house.platform.records) == set(ids)
+        assert house.journal.backlog_bytes() == 0
+
+
+async def test_a_flush_is_answered_when_everything_written_is_delivered(house: RelayHouse) -> None:
+    from xpander_celery.relay.mailbox import tell
+
+    question = tell(house.config.directory, "flush", within_s=1e9)
+    assert question is not None
+    house.job("a")
+    for _ in range(10):
+        await house.turn()
+        if question.with_suffix(".answer").exists():
+            break
+        house.clock.advance(0.02)
+    assert question.with_suffix(".answer").read_text() == '{"drained": true}'
+    assert house.platform.posts_by_id() == {"a": 1}
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_a_flush_in_an_outage_is_answered_at_once(house: RelayHouse) -> None:
+    from xpander_celery.relay.mailbox import tell
+
+    house.platform.answer = failing(NetworkError("down"))
+    for _ in range(10):
+        house.job()
+    await house.settle()
+    assert house.relay.gate.flow is Flow.BROKEN
+    question = tell(house.config.directory, "flush", within_s=1e9)
+    assert question is not None
+    for _ in range(3):
+        await house.turn()
+    assert question.with_suffix(".answer").read_text() == '{"drained": false}'
