@@ -31,7 +31,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     ("statement", "absent"),
     [
         ("import xpander_celery", {"celery", "opentelemetry", "pydantic", "httpx"}),
-        ("import xpander_celery.relay.__main__", {"celery", "opentelemetry", "pydantic_settings"}),
+        ("import xpander_celery.relay.process", {"celery", "opentelemetry", "pydantic_settings"}),
         ("import xpander_celery.backend", {"celery", "opentelemetry", "pydantic_settings", "xpander_sdk"}),
         ("from xpander_celery import instrument", {"httpx", "sqlite3", "xpander_sdk", "agno"}),
     ],
