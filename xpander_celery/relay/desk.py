@@ -57,25 +57,36 @@ class Desk:
 
     def _requeue(self, **which: Any) -> dict[str, Any]:
         """Let a step of the chosen dead reports be tried again."""
-        jobs, after, seen = self._dead(**which)
+        jobs, answer = self._dead(**which)
         self._index.requeue(jobs, self._now())
-        return {"done": len(jobs), "seen": seen, "after": after}
+        return answer
 
     def _purge(self, **which: Any) -> dict[str, Any]:
         """Forget a step of the chosen dead reports."""
-        jobs, after, seen = self._dead(**which)
+        jobs, answer = self._dead(**which)
         self._index.delete(jobs)
-        return {"done": len(jobs), "seen": seen, "after": after}
+        return answer
 
     def _dead(
-        self, job_id: str | None = None, reason: str | None = None, after: list[Any] | None = None
-    ) -> tuple[list[Job], list[Any], int]:
-        """The dead reports in the next step that are chosen: one by its id, those whose reason holds a text, or all."""
+        self,
+        job_id: str | None = None,
+        reason: str | None = None,
+        after: list[Any] | None = None,
+        until: float | None = None,
+    ) -> tuple[list[Job], dict[str, Any]]:
+        """The dead reports in the next step that are chosen: one by its id, those whose reason holds a text, or all.
+
+        What died after `until` is not chosen, or a report that dies again at once would be chosen for ever.
+        """
+        until = self._now() if until is None else until
         if job_id is not None:
-            found = self._index.find([job_id]).values()
-            return [job for job in found if job.phase is Phase.DEAD], [], len(found)
-        page, after = self._index.listing(Phase.DEAD, limit=_STEP, after=after or ())
-        return [job for job in page if reason is None or reason in (job.reason or "")], after, len(page)
+            page, after = list(self._index.find([job_id]).values()), []
+        else:
+            page, after = self._index.listing(Phase.DEAD, limit=_STEP, after=after or ())
+        died = [job for job in page if job.phase is Phase.DEAD and job.at <= until]
+        jobs = [job for job in died if reason is None or reason in (job.reason or "")]
+        answer = {"done": len(jobs), "seen": len(page), "after": after if died else [], "until": until}
+        return jobs, answer
 
 
 def _summary(job: Job) -> dict[str, Any]:
