@@ -55,3 +55,7 @@ faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehav
 
 clean: ## Remove environments and caches
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: compose-test
+compose-test: $(VENV)/.installed ## The stack in containers, and parts of it killed (needs a container engine; Error 77: none here)
+	env $(SCRUB) tests/compose/run.sh $(ARGS)
