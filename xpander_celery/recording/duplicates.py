@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
-from typing import Any
 
 from xpander_celery.recording.attributes import Kind, nearness
 from xpander_celery.recording.tree import Tree
@@ -25,7 +24,7 @@ class _Group:
 
     def __init__(self, tree: Tree, position: int) -> None:
         self.members = [position]
-        self.scopes = {tree.scopes[position]}
+        self.scopes = tree.scopes[position]
         self.response_key = tree.response_keys[position]
         self.model = tree.models[position]
 
@@ -69,7 +68,7 @@ def mark_duplicates(tree: Tree) -> None:
             _keep_one(tree, group)
 
 
-def _buckets(calls: list[int], key: Callable[[int], Any]) -> Iterator[list[int]]:
+def _buckets(calls: list[int], key: Callable[[int], int]) -> Iterator[list[int]]:
     """The calls that agree in `key`, where several do. By sorting, since a dictionary of lists takes much memory."""
     calls = sorted(calls, key=key)
     for _, bucket in groupby(calls, key=key):
@@ -105,18 +104,21 @@ def _same_response(tree: Tree, a: int, b: int) -> bool:
 
 def _join_by_counts(tree: Tree, calls: list[int], groups: _Groups) -> None:
     """Spans with equal counts: the same call if different layers saw it at nearly the same time."""
-    if len({tree.scopes[at] for at in calls}) == 1:
+    if len(set(tree.scopes)) == 1:
         return
-    for bucket in _buckets(calls, lambda at: (tree.prompts[at], tree.completions[at])):
-        scopes = {tree.scopes[at] for at in bucket}
-        if len(scopes) == 1:
+    counts = [prompt << 50 | completion for prompt, completion in zip(tree.prompts, tree.completions, strict=True)]
+    for bucket in _buckets(calls, counts.__getitem__):
+        scopes = 0
+        for at in bucket:
+            scopes |= tree.scopes[at]
+        if scopes == tree.scopes[bucket[0]]:
             continue
         incomplete: dict[int, _Group] = {}
         for at in sorted(bucket, key=tree.starts.__getitem__):
             group = groups.of(at)
             if id(group) not in incomplete:
                 group = _joined(tree, groups, incomplete, group, at)
-            if scopes <= group.scopes:
+            if scopes & ~group.scopes == 0:
                 incomplete.pop(id(group), None)
             else:
                 incomplete[id(group)] = group
@@ -164,7 +166,7 @@ def _keep_one(tree: Tree, group: _Group) -> None:
     """Keep the span nearest to the provider, completed by the cache counts and the model that others know."""
 
     def distance(at: int) -> tuple[int, int, int]:
-        return -tree.depths[at], nearness(tree.scopes[at]), tree.starts[at]
+        return -tree.depths[at], nearness(tree.scope_names[tree.scopes[at]]), tree.starts[at]
 
     keeper = min(group.members, key=distance)
     for other in group.members:

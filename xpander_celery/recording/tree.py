@@ -25,13 +25,15 @@ def _integers() -> array[int]:
 class Tree:
     """Spans by position, each span id once. A parent that is not among them is `ROOT`.
 
-    `prompts` is `NO_USAGE` where a span states none. `duplicates` marks spans of a call that another span stands for.
+    A scope is one bit, named in `scope_names`, so that a set of scopes is an integer. `prompts` is `NO_USAGE` where a
+    span states none. `duplicates` marks spans of a call that another span stands for.
     """
 
     parents: array[int] = field(default_factory=_integers)
     depths: array[int] = field(default_factory=_integers)
     kinds: bytearray = field(default_factory=bytearray)
-    scopes: list[str] = field(default_factory=list)
+    scopes: list[int] = field(default_factory=list)
+    scope_names: dict[int, str] = field(default_factory=dict)
     starts: array[int] = field(default_factory=_integers)
     ends: array[int] = field(default_factory=_integers)
     prompts: array[int] = field(default_factory=_integers)
@@ -58,6 +60,7 @@ def tree_of(spans: Iterable[SpanFacts]) -> Tree:
     """The tree of the spans. A span given twice counts once, an unknown parent is the root, a cycle is cut."""
     tree = Tree()
     positions: dict[int, int] = {}
+    scopes: dict[str, int] = {}
     parent_ids = array("Q")
     for span in spans:
         position = len(positions)
@@ -65,7 +68,7 @@ def tree_of(spans: Iterable[SpanFacts]) -> Tree:
             continue
         parent_ids.append(span.parent_id)
         tree.kinds.append(span.kind)
-        tree.scopes.append(span.scope)
+        tree.scopes.append(scopes.setdefault(span.scope, 1 << len(scopes)))
         tree.starts.append(span.start)
         tree.ends.append(span.end)
         tree.prompts.append(NO_USAGE if span.prompt is None else span.prompt)
@@ -76,6 +79,7 @@ def tree_of(spans: Iterable[SpanFacts]) -> Tree:
         tree.models.append(span.model)
         tree.response_keys.append(span.response_key)
     tree.parents.extend(positions.get(parent_id, ROOT) for parent_id in parent_ids)
+    tree.scope_names = {bit: scope for scope, bit in scopes.items()}
     tree.duplicates = bytearray(len(positions))
     _measure_depths(tree)
     return tree
@@ -116,7 +120,7 @@ class _Below:
     containers: int = 0
     containers_prompt: int = 0
     containers_total: int = 0
-    scopes: frozenset[str] = frozenset()  # of the calls
+    scopes: int = 0  # of the calls
 
     @property
     def prompt(self) -> int:
@@ -133,18 +137,13 @@ class _Below:
         self.containers += other.containers
         self.containers_prompt += other.containers_prompt
         self.containers_total += other.containers_total
-        self.add_scopes(other.scopes)
+        self.scopes |= other.scopes
 
-    def add_scopes(self, scopes: frozenset[str]) -> None:
-        if not scopes <= self.scopes:
-            self.scopes |= scopes
-
-    def add_call(self, prompt: int, total: int, scope: str) -> None:
+    def add_call(self, prompt: int, total: int, scopes: int) -> None:
         self.calls += 1
         self.calls_prompt += prompt
         self.calls_total += total
-        if scope not in self.scopes:
-            self.scopes |= {scope}
+        self.scopes |= scopes
 
     def add_container(self, prompt: int, total: int) -> None:
         self.containers += 1
@@ -209,8 +208,7 @@ def _pass_up(tree: Tree, position: int, found: dict[int, _Below], below: _Below,
     if above is None:
         above = found[tree.parents[position]] = _Below()
     if tree.kinds[position] == Kind.LLM:
-        above.add_call(prompt, total, tree.scopes[position])
-        above.add_scopes(below.scopes)
+        above.add_call(prompt, total, tree.scopes[position] | below.scopes)
     else:
         above.add_container(prompt, total)
 
@@ -222,7 +220,7 @@ def _of_call(tree: Tree, position: int, below: _Below) -> int:
 
 def _of_container(tree: Tree, position: int, below: _Below) -> int:
     """An agent and what is below it: whether its own numbers restate, exclude or replace those."""
-    if tree.scopes[position] in below.scopes:
+    if tree.scopes[position] & below.scopes:
         return _BELOW  # who reports this agent reports its calls too
     if not below.calls:
         return _OWN | _CONTAINERS
