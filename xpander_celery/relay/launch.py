@@ -70,22 +70,21 @@ class Launcher:
         delivered in time is not lost: the next relay goes on.
         """
         deadline = self._clock() + timeout_s
-        while (left_s := deadline - self._clock()) > 0:
-            answer = ask(self._config.directory, "flush", timeout_s=left_s)
-            if answer is not None:
-                return bool(answer["drained"])
-            code = self._drain(deadline - self._clock()) if foreground else EXIT_LEFT
-            if code != EXIT_TAKEN:
-                return code == 0
+        try:
+            while (left_s := deadline - self._clock()) > 0:
+                answer = ask(self._config.directory, "flush", timeout_s=left_s)
+                if answer is not None:
+                    return bool(answer["drained"])
+                code = self._drain(deadline - self._clock()) if foreground else EXIT_LEFT
+                if code != EXIT_TAKEN:
+                    return code == 0
+        except OSError as error:
+            self._failed(f"cannot flush: {error}")
         return False
 
     def _drain(self, timeout_s: float) -> int:
         """Run a relay until everything is delivered; returns its exit code."""
-        try:
-            child = self._execute("--once", "--for", f"{timeout_s:.1f}")
-        except OSError as error:
-            self._failed(f"cannot be started: {error}")
-            return EXIT_LEFT
+        child = self._execute("--once", "--for", f"{timeout_s:.1f}")
         try:
             return child.wait(timeout_s + _MARGIN_S)
         except subprocess.TimeoutExpired:
