@@ -126,6 +126,14 @@ def recording_into(
             outer.install()
 
 
+def settings_of(app: Celery | None) -> Settings:
+    """The settings in force for `app`, those of its `instrument()` included; None is a program without an app.
+
+    Raises `ConfigurationError`.
+    """
+    return _loaded(app, _runtime.keywords if _runtime is not None else {})
+
+
 def relay_config(settings: Settings) -> RelayConfig:
     """What a relay for these settings has to know, and where the journal of their destination lies."""
     platform = _platform_of(settings)

@@ -113,10 +113,21 @@ def test_nothing_outlives_a_holder_that_is_killed(tmp_path: Path, ending: signal
 
 
 def test_a_broker_that_is_given_is_used_as_it_is(tmp_path: Path) -> None:
-    with open_broker("redis://example.invalid:1/2", tmp_path) as broker:
-        assert (broker.name, broker.url, broker.backend) == ("redis", *["redis://example.invalid:1/2"] * 2)
-    with open_broker("amqp://example.invalid//", tmp_path) as broker:
-        assert broker.backend == "rpc://"
+    with open_broker(None, tmp_path) as ours, open_broker(ours.url, tmp_path) as broker:
+        assert (broker.name, broker.url, broker.backend) == ("redis", ours.url, ours.url)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis://127.0.0.1:1/0", "does not answer"),
+        ("amqp://127.0.0.1:1//", "does not answer"),
+        ("sqs://queue", "takes redis://…, rediss://…, amqp://…"),
+    ],
+)
+def test_a_broker_that_does_not_answer_is_said_at_once(tmp_path: Path, url: str, problem: str) -> None:
+    with pytest.raises(ProcessError, match=problem), open_broker(url, tmp_path):
+        pass
 
 
 def test_the_embedded_broker_serves_where_no_server_is_installed(

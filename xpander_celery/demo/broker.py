@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
+
 from xpander_celery.demo.processes import Leashed, ProcessError, clean_environ
 
 _SERVERS = ("redis-server", "valkey-server")
+_SCHEMES = ("redis", "rediss", "amqp", "amqps")
 _TRIES = 3
+_ANSWERS_WITHIN_S = 10.0
 _STARTS_WITHIN_S = 10.0
 
 
@@ -32,9 +37,10 @@ class Broker:
 def open_broker(url: str | None, directory: Path) -> Iterator[Broker]:
     """The broker at `url`, or one that is started, with its files in `directory`, and stopped at the end.
 
-    Raises `ProcessError` where there is none to start.
+    Raises `ProcessError` where nothing answers, or there is none to start.
     """
     if url:
+        _reach(url)
         yield Broker(url.partition(":")[0], url, url if url.startswith("redis") else "rpc://")
         return
     name, command = _server_command(directory)
@@ -49,6 +55,17 @@ def open_broker(url: str | None, directory: Path) -> Iterator[Broker]:
                 return
             if attempt == _TRIES:
                 raise server.failure("did not start")
+
+
+def _reach(url: str) -> None:
+    """Raise `ProcessError` where no broker answers at `url`: a worker would try again for ever."""
+    if url.partition(":")[0] not in _SCHEMES:
+        raise ProcessError(f"--broker takes {', '.join(f'{scheme}://…' for scheme in _SCHEMES)}")
+    try:
+        with Connection(url) as connection:  # type: ignore[no-untyped-call]
+            connection.ensure_connection(max_retries=1, timeout=_ANSWERS_WITHIN_S)
+    except (OperationalError, OSError) as error:
+        raise ProcessError(f"The broker does not answer: {error}") from error
 
 
 def _server_command(directory: Path) -> tuple[str, list[str]]:

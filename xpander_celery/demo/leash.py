@@ -1,10 +1,11 @@
 """Runs a command that must not outlive whoever started it. Executed as a script, so it imports nothing of ours.
 
-    python leash.py --grace SECONDS [--relays DIRECTORY] -- COMMAND…
+    python leash.py --grace SECONDS [--relays DIRECTORY] [--remove DIRECTORY] -- COMMAND…
 
 Its standard input is a pipe from the one who holds the leash. When that ends, because it was closed or because its
 holder was killed in whatever way, the command gets SIGTERM, and SIGKILL for its whole process group after the grace.
 `--relays` names a journal: relays that the command started there live in sessions of their own, and go with it.
+`--remove` names a directory that its holder removes, so it is removed here if the pipe ended without a goodbye.
 Ends with the command's exit code.
 """
 
@@ -16,6 +17,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,23 +31,28 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--grace", type=float, required=True)
     parser.add_argument("--relays", type=Path)
+    parser.add_argument("--remove", type=Path)
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     child = subprocess.Popen(arguments.command, stdin=subprocess.DEVNULL, process_group=0)
-    while child.poll() is None and not _is_let_go():
-        pass
+    said, has_ended = b"", False
+    while child.poll() is None and not has_ended:
+        heard = _listen()
+        said, has_ended = said + (heard or b""), heard == b""
     _stop(child, arguments.grace)
     if arguments.relays is not None:
         _stop_relays(arguments.relays)
+    if arguments.remove is not None and has_ended and not said:
+        shutil.rmtree(arguments.remove, ignore_errors=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _is_let_go() -> bool:
-    """Whether the pipe has ended; waits a moment for it."""
+def _listen() -> bytes | None:
+    """What the holder says: nothing for a moment (None), a goodbye, or that the pipe has ended (empty)."""
     ready, _, _ = select.select([0], [], [], _LOOK_EVERY_S)
-    return bool(ready) and not os.read(0, 4096)
+    return os.read(0, 4096) if ready else None
 
 
 def _stop(child: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -18,7 +18,7 @@ _STRINGS = {
 
 
 def sample(schema: Mapping[str, Any], hint: str = "") -> Any:
-    """A value that fits `schema`; free text and numbers are taken from `hint` where they fit."""
+    """A value that fits `schema`; free text is taken from `hint` where it fits, and numbers in their order there."""
     return _Sampler(schema, hint).value(schema, _DEPTH)
 
 
@@ -63,6 +63,10 @@ class _Sampler:
         return text[: schema.get("maxLength", 80)]
 
     def _number(self, schema: Mapping[str, Any], *, whole: bool) -> float:
-        low, high = schema.get("minimum", 0), schema.get("maximum", float("inf"))
-        number = next((number for number in self._numbers if low <= number <= high), max(low, min(3, high)))
-        return int(number) if whole else number
+        low: float = schema.get("minimum", 0)
+        high: float = schema.get("maximum", float("inf"))
+        fitting = [number for number in self._numbers if low <= number <= high and (not whole or number.is_integer())]
+        if not fitting:
+            return max(low, min(3, high))
+        self._numbers.remove(fitting[0])
+        return int(fitting[0]) if whole else fitting[0]

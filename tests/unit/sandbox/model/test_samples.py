@@ -12,7 +12,7 @@ from xpander_celery.sandbox.model.samples import sample
         ({"type": "string", "maxLength": 7}, "Convert"),
         ({"type": "string", "format": "date"}, "2026-01-15"),
         ({"type": "number"}, 12.5),
-        ({"type": "integer"}, 12),
+        ({"type": "integer"}, 3),
         ({"type": "integer", "minimum": 20, "maximum": 30}, 20),
         ({"type": "boolean"}, True),
         ({"type": "null"}, None),
@@ -28,6 +28,11 @@ from xpander_celery.sandbox.model.samples import sample
 )
 def test_a_sample_fits_its_schema(schema: dict[str, Any], value: object) -> None:
     assert sample(schema, "Convert 12.5 EUR") == value
+
+
+def test_numbers_are_taken_in_their_order_each_once() -> None:
+    schema = {"properties": {"amount": {"type": "number"}, "rate": {"type": "number"}, "more": {"type": "integer"}}}
+    assert sample(schema, "40 euros at 1.25") == {"amount": 40, "rate": 1.25, "more": 3}
 
 
 def test_a_schema_that_contains_itself_ends() -> None:
