@@ -6,9 +6,7 @@ lock (each step is one dict operation), and forgets everything in a forked child
 
 from __future__ import annotations
 
-import os
 import struct
-import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -17,7 +15,7 @@ from time import time_ns
 
 from opentelemetry.context import Context, create_key, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, get_current_span
 
 from xpander_celery.recording.attributes import JOB_SCOPE, Kind
 from xpander_celery.recording.facts import SpanFacts
@@ -89,8 +87,6 @@ class Collector(SpanProcessor):
         self._jobs: dict[int, JobSpans] = {}  # running or in grace
         self._ended: deque[JobSpans] = deque()
         self.enabled = True
-        forget = weakref.WeakMethod(self._forget_all)
-        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
     def open(self, notify: Callable[[bool], None] | None) -> JobSpans:
         """Begin to collect for a job; its span is about to start in a context that holds it under `JOB_KEY`."""
@@ -135,6 +131,25 @@ class Collector(SpanProcessor):
         if job is None:
             job = self._by_descent(parent) if parent is not None and parent.is_valid else self._by_time(start)
         return job if job is not None and self._takes(job) else None
+
+    def wants(self, context: Context | None) -> bool:
+        """Whether a span that would start in this context is of a job, so that it must be recorded. Never raises."""
+        if not self._jobs or not self.enabled:
+            return False
+        try:
+            return self.owner_of(context, get_current_span(context).get_span_context(), self.clock()) is not None
+        except FAILURES:
+            return False
+
+    def after_fork(self) -> None:
+        """In a forked child: the jobs of the parent are not here, even if a body was running when it forked."""
+        for job in self._jobs.values():
+            job.forgotten = True
+            job.notify = None
+        self._owners.clear()
+        self._traces.clear()
+        self._jobs.clear()
+        self._ended.clear()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Remember whose span it is."""
@@ -197,12 +212,3 @@ class Collector(SpanProcessor):
             for trace_id, other in list(self._traces.items()):
                 if other is job:
                     self._traces[trace_id] = None
-
-    def _forget_all(self) -> None:
-        for job in self._jobs.values():
-            job.forgotten = True
-            job.notify = None
-        self._owners.clear()
-        self._traces.clear()
-        self._jobs.clear()
-        self._ended.clear()

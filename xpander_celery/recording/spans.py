@@ -5,23 +5,46 @@ It must not know of Celery (names, attributes and headers come from its callers)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from xpander_celery.recording.collector import JOB_KEY, Collector, JobSpans, active_job
+from xpander_celery.recording.attributes import JOB_SCOPE, Kind
+from xpander_celery.recording.collector import FAILURES, JOB_KEY, Collector, JobSpans, active_job
 from xpander_celery.recording.facts import SpanFacts
+from xpander_celery.recording.packed import PackedSpans
 from xpander_celery.recording.providers import Providers
 from xpander_celery.recording.usage import Usage
 
+logger = getLogger(__name__)
+
 AttributeValue = str | bool | int | float | Sequence[str]
 _W3C = TraceContextTextMapPropagator()
+
+
+class _TextGetter(Getter[Mapping[str, object]]):
+    """Reads text from message headers and nothing else: a header may hold any value."""
+
+    def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
+        value = carrier.get(key)
+        return [value] if isinstance(value, str) else None
+
+    def keys(self, carrier: Mapping[str, object]) -> list[str]:
+        return list(carrier)
+
+
+_TEXT = _TextGetter()
 
 
 class Tracing:
@@ -34,6 +57,15 @@ class Tracing:
     def __init__(self, *, late_spans_s: float = 5.0) -> None:
         self._collector = Collector(grace_s=late_spans_s)
         self._providers = Providers(self._collector)
+        after_fork = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
+
+    def prepare(self) -> None:
+        """Attach to the tracer providers that exist. For the worker's main process, before its pool forks.
+
+        Optional: the first job does it otherwise, in each process, for some 20 ms. It makes no provider.
+        """
+        self._providers.find()
 
     def start_job(
         self,
@@ -55,7 +87,16 @@ class Tracing:
         `on_usage(job_span)` is called when a span with usage, or of a tool, ended while the job runs, on the thread
         that ended it; `on_late_usage` the same after `end()`, within the grace. Both must be quick.
         """
-        return JobSpan(self, name, carrier, attributes, earlier, on_usage, on_late_usage)
+        return JobSpan(
+            self._collector,
+            self._providers,
+            name,
+            carrier=carrier,
+            attributes=attributes,
+            earlier=earlier,
+            on_usage=on_usage,
+            on_late_usage=on_late_usage,
+        )
 
     def publish(
         self,
@@ -70,14 +111,24 @@ class Tracing:
         Where the headers hold a context already (of another instrumentation, or of the message being retried), it
         stays unless `replace`. Without a tracer provider nothing is written: a web process is never given one.
         """
+        if not replace and any(headers.get(field) for field in propagate.get_global_textmap().fields):
+            return
+        span = self._providers.publishing_tracer().start_span(name, kind=SpanKind.PRODUCER, attributes=attributes)
+        propagate.inject(headers, trace.set_span_in_context(span))
+        span.end()
 
     def flush(self, timeout_ms: int = 2000) -> bool:
         """Export what the user's providers still hold; False if that took longer. For the end of a process."""
-        return True
+        return self._providers.flush(timeout_ms)
 
     def close(self) -> None:
-        """Stop collecting. What was attached to providers stays there and does nothing."""
+        """Stop collecting and detach. A provider that was made because there was none stays."""
         self._collector.enabled = False
+        self._providers.detach()
+
+    def _after_fork(self) -> None:
+        self._collector.after_fork()
+        self._providers.after_fork()
 
 
 class JobSpan:
@@ -85,34 +136,43 @@ class JobSpan:
 
     def __init__(
         self,
-        tracing: Tracing,
+        collector: Collector,
+        providers: Providers,
         name: str,
+        *,
         carrier: Mapping[str, object] | None,
         attributes: Mapping[str, AttributeValue] | None,
         earlier: str | None,
         on_usage: Callable[[JobSpan], None] | None,
         on_late_usage: Callable[[JobSpan], None] | None,
     ) -> None:
-        collector = tracing._collector
-
         def notify(late: bool) -> None:
             callback = on_late_usage if late else on_usage
             if callback is not None:
                 callback(self)
 
         self._collector = collector
-        self._job: JobSpans = collector.open(notify)
-        base = otel_context.get_current() if carrier is None else propagate.extract(carrier, context=Context())
-        self._context = otel_context.set_value(JOB_KEY, self._job, base)
-        self._span: Span = tracing._providers.tracer().start_span(
-            name,
-            context=self._context,
-            kind=SpanKind.INTERNAL if carrier is None else SpanKind.CONSUMER,
-            attributes=attributes,
-            links=_link(earlier),
-        )
-        collector.identify(self._job, self._span.get_span_context())
+        self._providers = providers
         self._previous: tuple[Context, JobSpans | None] | None = None
+        self._own_facts: SpanFacts | None = None
+        self._ended = False
+        tracer = providers.job_tracer()
+        self._job = collector.open(notify)
+        self._context = otel_context.set_value(JOB_KEY, self._job, _base_context(carrier))
+
+        def start() -> Span:
+            return tracer.start_span(
+                name,
+                context=self._context,
+                kind=SpanKind.INTERNAL if carrier is None else SpanKind.CONSUMER,
+                attributes=attributes,
+                links=_link(earlier),
+            )
+
+        self._span = start()
+        if providers.noticed(self._job.seen) and not self._span.is_recording():
+            self._span = start()
+        collector.identify(self._job, self._span.get_span_context())
 
     @property
     def trace_id(self) -> str | None:
@@ -144,11 +204,27 @@ class JobSpan:
     @contextmanager
     def tool(self, name: str) -> Iterator[None]:
         """One call of a tool, as a span below the current one; an exception marks it failed and passes through."""
-        yield
+        attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}
+        span = self._providers.job_tracer().start_span(f"execute_tool {name}", attributes=attributes)
+        started, failed = time.time_ns(), True
+        try:
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                yield
+            failed = False
+        except BaseException as error:
+            span.set_status(StatusCode.ERROR)
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+        finally:
+            if not span.is_recording():  # no provider: nothing else will tell the job
+                ended = time.time_ns()
+                self._job.add(SpanFacts(id(span), 0, JOB_SCOPE, Kind.TOOL, started, ended, failed, tool=name))
+            span.end()
 
-    def facts(self) -> Iterable[SpanFacts]:
+    def facts(self) -> PackedSpans | list[SpanFacts]:
         """What the job's spans said so far, for `usage_of`; may be called after `end`, from any thread."""
-        return self._job.facts
+        own = self._own_facts if self._ended else self._read_own()
+        return self._job.facts if own is None else [*self._job.facts, own]
 
     def end(
         self,
@@ -163,16 +239,69 @@ class JobSpan:
         `error` is the type of the error (`error.type`) and marks the span failed; `description` is its message,
         already redacted. `usage` is written as aggregated usage, which nobody adds to that of the model calls.
         """
+        if self._ended:
+            return
+        self._own_facts = self._read_own()
+        self._ended = True
         self._collector.close(self._job)
-        if attributes:
-            self._span.set_attributes(attributes)
+        written = {**(attributes or {}), **(_usage_attributes(usage) if usage is not None else {})}
         if error is not None:
+            written["error.type"] = error
             self._span.set_status(Status(StatusCode.ERROR, description))
+        if written:
+            self._span.set_attributes(written)
         self._span.end()
+
+    def _read_own(self) -> SpanFacts | None:
+        """Usage on the job's own span: LiteLLM's callback writes on whichever span is current."""
+        if not self._span.is_recording():
+            return None
+        try:
+            facts = SpanFacts.from_span(self._span)
+        except FAILURES:
+            return None
+        return facts._replace(kind=Kind.CONTAINER, tool=None) if facts is not None and facts.has_usage else None
+
+
+def _usage_attributes(usage: Usage) -> dict[str, AttributeValue]:
+    """A job's usage in the words of the GenAI conventions, but as aggregated: whoever adds up the usage of model calls
+    (`gen_ai.usage.*`) has those of this job already.
+    """
+    return {
+        "gen_ai.aggregated_usage.input_tokens": usage.inclusive.prompt_tokens,
+        "gen_ai.aggregated_usage.output_tokens": usage.inclusive.completion_tokens,
+        "gen_ai.aggregated_usage.cache_read.input_tokens": usage.inclusive.cache_read_tokens,
+        "gen_ai.aggregated_usage.cache_creation.input_tokens": usage.inclusive.cache_write_tokens,
+        "xpander_celery.llm_calls": usage.llm_calls,
+        "xpander_celery.llm_errors": usage.llm_errors,
+        "xpander_celery.tool_calls": usage.tool_calls,
+        "xpander_celery.tool_errors": usage.tool_errors,
+        "xpander_celery.used_tools": usage.used_tools,
+    }
+
+
+def _base_context(carrier: Mapping[str, object] | None) -> Context:
+    """The context that a job's span starts in.
+
+    The current one for a job called in-process, and where another Celery instrumentation has just made a consumer span
+    current; else that of the message. A current context that an earlier job left behind is no parent of anything.
+    """
+    current = otel_context.get_current()
+    span = trace.get_current_span(current)
+    job = current.get(JOB_KEY)
+    if (isinstance(job, JobSpans) and not job.is_open) or getattr(span, "end_time", None) is not None:
+        current, span = Context(), trace.INVALID_SPAN
+    if carrier is None or (span.is_recording() and getattr(span, "kind", None) is SpanKind.CONSUMER):
+        return current
+    try:
+        return propagate.extract(carrier, context=Context(), getter=_TEXT)
+    except FAILURES:
+        logger.warning("a message's trace context could not be read", exc_info=True, extra={"event": "no_context"})
+        return Context()
 
 
 def _link(traceparent: str | None) -> list[Link]:
     if not traceparent:
         return []
-    span = trace.get_current_span(_W3C.extract({"traceparent": traceparent}, Context()))
-    return [Link(span.get_span_context())] if span.get_span_context().is_valid else []
+    context = trace.get_current_span(_W3C.extract({"traceparent": traceparent}, Context())).get_span_context()
+    return [Link(context)] if context.is_valid else []
