@@ -48,10 +48,14 @@ format: $(VENV)/.installed ## Format and mend what can be mended
 	$(RUN) ruff check --fix .
 
 contract: $(VENV)/.installed ## The official SDK against the sandbox, and beside our client
+	@tests/contract/setup.sh
 	env $(SCRUB) $(RUN) pytest tests/contract $(ARGS)
 
 faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehaving
 	env $(SCRUB) $(RUN) pytest tests/faults $(ARGS)
+
+matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
+	env $(SCRUB) $(RUN) tests.matrix $(ARGS)
 
 clean: ## Remove environments and caches
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
