@@ -15,10 +15,14 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     running = Stack()
     running.down()  # what a killed run left
     try:
-        running.up()
+        try:
+            running.up()
+        except AssertionError:
+            print(running.logs())
+            raise
         yield running
-    finally:
         if request.session.testsfailed:
             print(running.logs())
+    finally:
         running.down()
-        assert running.left_overs() == []
+    assert running.left_overs() == []

@@ -69,7 +69,7 @@ def test_the_jobs_of_all_workers_are_in_one_history(records: dict[str, dict[str,
 
 def test_an_agents_tokens_and_tools_are_in_its_record(records: dict[str, dict[str, Any]]) -> None:
     record = find(records, "stack.ask", "succeeded")
-    assert record["used_tools"] == ["stock_of", "price_of"]
+    assert set(record["used_tools"]) == {"stock_of", "price_of"}
     assert record["tokens"]["prompt_tokens"] > 0
     assert record["tokens"]["completion_tokens"] > 0
 
