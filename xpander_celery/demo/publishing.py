@@ -35,4 +35,6 @@ def delete_queue() -> None:
     """Take the queue away from the broker; one that is gone by now has none."""
     with suppress(OperationalError), jobs.app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)
-        connection.default_channel.queue_delete(jobs.queue)
+        ours = jobs.app.amqp.queues[jobs.queue].bind(connection.default_channel)
+        ours.declare()  # Redis: a channel deletes only the bindings that it made
+        ours.delete()
