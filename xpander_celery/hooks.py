@@ -194,7 +194,12 @@ class Hooks:
         session = self._session_for(sender)
         if session is None:
             return
-        said: Mapping[str, Any] = {**(message.headers or {}), "id": id, "hostname": getattr(sender, "hostname", None)}
+        said: Mapping[str, Any] = {
+            **(message.headers or {}),
+            "id": id,
+            "hostname": getattr(sender, "hostname", None),
+            "delivery_info": message.delivery_info,
+        }
         text = f"NotRegistered: this worker has no task {name!r}"
         ParentView(session, self.guard).ended(session.plans.of_name(name), said, (), {}, Outcome.FAILED, text)
 

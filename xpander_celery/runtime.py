@@ -66,8 +66,7 @@ def instrument(app: Celery, **settings: Any) -> None:
     if loaded.disabled:
         uninstrument()
         return
-    runtime = _installed()
-    runtime.serve(app, loaded, settings)
+    _installed().serve(app, settings)
 
 
 def uninstrument() -> None:
@@ -107,17 +106,14 @@ def recording_into(
     """
     global _runtime
     outer = _runtime
-    inner = Runtime(journal, like=outer)
-    merged = {**inner.keywords, **keywords}
-    settings = _loaded(app, merged)
-    if settings.agent_id is None:
-        merged["agent_id"] = agent_id
+    inner = Runtime(journal, like=outer, overrides=keywords, agent_id=agent_id)
+    inner.check(app)
     if outer is not None:
         outer.suspend()
     _runtime = inner
     try:
         inner.install()
-        inner.serve(app, settings, merged)
+        inner.serve(app, inner.keywords)
         yield
     finally:
         inner.uninstall()
@@ -126,12 +122,11 @@ def recording_into(
             outer.install()
 
 
-def settings_of(app: Celery | None) -> Settings:
-    """The settings in force for `app`, those of its `instrument()` included; None is a program without an app.
-
-    Raises `ConfigurationError`.
-    """
-    return _loaded(app, _runtime.keywords if _runtime is not None else {})
+def settings_of(app: Any = None) -> Settings:
+    """The settings that hold for `app`, or for a process without one; raises `ConfigurationError`."""
+    if _runtime is not None:
+        return _runtime.check(app)
+    return _loaded(app, {})
 
 
 def relay_config(settings: Settings) -> RelayConfig:
@@ -153,11 +148,20 @@ def relay_config(settings: Settings) -> RelayConfig:
 class Runtime:
     """The installed hooks, and what they work with once it is needed.
 
-    `journal` is one to use instead of files; with it nothing is delivered. `like` is a runtime to take apps and
-    settings from.
+    For tests: `journal` is used instead of files, and nothing is delivered; apps and settings are taken from `like`;
+    `overrides` win over all settings, `agent_id` is for where there is none.
     """
 
-    def __init__(self, journal: Journal | None = None, *, like: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        *,
+        like: Runtime | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        agent_id: str | None = None,
+    ) -> None:
+        self._overrides = dict(overrides or {})
+        self._agent_id = agent_id
         self.guard = Guard()
         self.keywords: dict[str, Any] = dict(like.keywords) if like is not None else {}
         self._given_journal = journal
@@ -178,12 +182,19 @@ class Runtime:
         for app in self._apps:
             self._worker.look_after(app)
 
-    def serve(self, app: Any, settings: Settings, keywords: Mapping[str, Any]) -> None:
+    def check(self, app: Any, keywords: Mapping[str, Any] | None = None) -> Settings:
+        """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
+        settings = _loaded(app, {**(self.keywords if keywords is None else keywords), **self._overrides})
+        if settings.agent_id is None and self._agent_id is not None:
+            settings = settings.model_copy(update={"agent_id": self._agent_id})
+        return settings
+
+    def serve(self, app: Any, keywords: Mapping[str, Any]) -> None:
         """Use these settings from now on, and report every task of one more app, if there is one."""
         if (app is not None and app not in self._apps) or keywords != self.keywords or self._is_off:
             self._turn_off()
         self.keywords = dict(keywords)
-        self._late_spans_s = settings.late_spans_s
+        self._late_spans_s = self.check(app).late_spans_s
         if app is not None:
             self._apps.add(app)
             self._worker.look_after(app)
@@ -230,7 +241,7 @@ class Runtime:
         """Build everything from the settings as they are by now; raises `XpanderCeleryError` where that fails."""
         with self._building:
             if self._reporting is None and not self._is_off:
-                settings = _loaded(app, self.keywords)
+                settings = self.check(app)
                 can_deliver = settings.api_key is not None or settings.backend is not None
                 if self._given_journal is not None or (can_deliver and not settings.disabled):
                     self._reporting = self._built(settings, app)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
 
 from celery import Task
-from celery.local import Proxy
+from celery.local import PromiseProxy, Proxy
 
 from xpander_celery.errors import ConfigurationError
 from xpander_celery.recording.context import run_body
@@ -205,7 +205,7 @@ def _wrapped(function: Callable[..., Any], options: TaskOptions) -> Callable[...
 
 
 def _decorated(task: Any) -> TaskOptions | None:
-    for proxy, options in _promised:
+    for proxy, options in reversed(_promised):
         if _is_promise_of(proxy, task):
             return options
     function = task.run
@@ -218,10 +218,9 @@ def _decorated(task: Any) -> TaskOptions | None:
 
 
 def _is_promise_of(proxy: Proxy, task: Any) -> bool:
-    evaluated = getattr(type(proxy), "__evaluated__", None)
-    if evaluated is not None and not evaluated(proxy):
-        return False  # a promise of another app, not final yet
+    if issubclass(type(proxy), PromiseProxy):  # of one app; not evaluated, it is of one that is not final yet
+        return bool(PromiseProxy.__evaluated__(proxy)) and proxy._get_current_object() is task
     try:
-        return bool(proxy._get_current_object().name == task.name)
-    except Exception:  # noqa: BLE001 - a shared task that the current app does not have
+        return bool(proxy._get_current_object().name == task.name)  # of a shared task: each app has its own
+    except Exception:  # noqa: BLE001 - the current app does not have it
         return False

@@ -108,6 +108,8 @@ class Recording(Job):
         "_agent_id",
         "_allowance",
         "_began",
+        "_created",
+        "_created_at",
         "_facts",
         "_finished",
         "_input",
@@ -166,7 +168,8 @@ class Recording(Job):
         self._tools: dict[str, None] = {}
         self._told: tuple[Tokens, tuple[str, ...]] = (Tokens(), ())
         self._allowance = float(_BURST)
-        self._began = self._refilled_at = recorder.timer()
+        self._created_at = recorder.clock()
+        self._created = self._began = self._refilled_at = recorder.timer()
         self._finished: Outcome | None = None
         self._lasted_s = 0.0
         self._outer: Recording | None = None
@@ -283,6 +286,8 @@ class Recording(Job):
     def usage(self, returned: Returned | None = None) -> Usage:
         """The usage so far. `returned`, read from the returned value, counts where nothing else does."""
         spans = self.span.facts() if self.span is not None else ()
+        if not spans and not self._added and returned is None:
+            return _NOTHING
         return usage_of(spans, added=self._added, returned=returned)
 
     def leave(self) -> None:
@@ -356,7 +361,8 @@ class Recording(Job):
             "v": VERSION,
             "job_id": self._job_id,
             "attempt_id": self.attempt_id,
-            "at": self._recorder.clock(),
+            # by the monotonic clock, so that a jump of the other one cannot put an older event behind a newer one
+            "at": self._created_at + self._recorder.timer() - self._created,
         }
 
     def _is_allowed(self) -> bool:
@@ -418,6 +424,7 @@ class _Process:
 
 
 _UNSET: Any = object()
+_NOTHING = Usage()
 _current: ContextVar[Recording | None] = ContextVar("xpander_celery.recording", default=None)
 
 

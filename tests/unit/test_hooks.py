@@ -1,0 +1,369 @@
+"""Signals to recordings: eager jobs, published messages, and ends that only some signals tell of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.app.task import Context
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore, Reject
+
+import xpander_celery as xc
+from xpander_celery import messages
+from xpander_celery.report import Tokens
+from xpander_celery.testing import CapturedReports
+
+SPENT = Tokens(prompt_tokens=10, completion_tokens=1)
+
+
+def run(task: Any, *args: Any, **message: Any) -> Any:
+    """Run a job as a worker's child does."""
+    request = {
+        "id": "job-1",
+        "task": task.name,
+        "is_eager": False,
+        "delivery_info": {"exchange": "", "routing_key": "fast", "redelivered": False},
+        "hostname": "worker@host",
+        **message,
+    }
+    return build_tracer(task.name, task, app=task.app)(request["id"], list(args), {}, request)
+
+
+def publish(app: Celery, **headers: Any) -> dict[str, Any]:
+    """The headers of a message as it is published."""
+    sent: dict[str, Any] = {"id": "job-2", "task": "shop.other", **headers}
+    signals.before_task_publish.send(sender="shop.other", body=((), {}, {}), headers=sent)
+    return sent
+
+
+def test_an_eager_job_is_reported(app: Celery, reports: CapturedReports) -> None:
+    @app.task(name="shop.add")
+    def add(x: int, y: int = 1) -> int:
+        return x + y
+
+    result = add.apply((1,), {"y": 2})
+    assert result.get() == 3
+    [report] = reports
+    assert (report.id, report.input, report.result, report.is_success) == (result.id, '{"x":1,"y":2}', "3", True)
+    assert reports.of(result.id) == report
+
+
+def test_always_eager(app: Celery, reports: CapturedReports) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task(name="shop.add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    assert (add.s(1, 1) | add.s(10)).apply_async().get() == 12
+    assert add.apply_async((1, 1), headers={"xpander_agent_id": "called"}).get() == 2
+    assert [(each.result, each.agent_id) for each in reports] == [
+        ("2", "test-agent"),
+        ("12", "test-agent"),
+        ("2", "called"),
+    ]
+
+
+def test_an_error_that_is_propagated_to_the_caller_is_a_failure(app: Celery, reports: CapturedReports) -> None:
+    app.conf.task_eager_propagates = True
+
+    @app.task
+    def fail() -> None:
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError):
+        fail.apply()
+    [report] = reports
+    assert not report.is_success
+    assert (report.result or "").startswith("KeyError: 'gone'\n\nTraceback")
+
+
+def test_what_the_caller_handles_is_not_the_jobs_error(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def fine() -> str:
+        return "fine"
+
+    try:
+        raise ValueError("of the caller")
+    except ValueError:
+        fine.apply()
+    assert [(each.is_success, each.result) for each in reports] == [(True, "fine")]
+
+
+def test_a_nested_job_gives_the_outer_one_back(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def inner() -> None:
+        xc.current_job().add_usage(SPENT)
+        raise ValueError("inner")
+
+    @app.task(bind=True)
+    def outer(self: Any) -> None:
+        inner.apply()
+        assert xc.current_job().id == self.request.id
+        xc.current_job().result = "outer"
+
+    outer.apply()
+    outer_report, inner_report = reports
+    assert (outer_report.result, outer_report.tokens) == ("outer", None)
+    assert (inner_report.is_success, inner_report.tokens) == (False, SPENT)
+    assert inner_report.llm_response["celery"]["parent_id"] == outer_report.id
+    assert xc.current_job().id is None
+
+
+def test_a_job_says_more_of_itself(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask(question: str) -> str:
+        job = xc.current_job()
+        job.input = {"question": question, "api_key": "sk-12345678"}
+        job.result = {"answer": 42}
+        job.llm_response = {"raw": True}
+        job.agent_id = "chosen"
+        return "returned"
+
+    ask.apply(("why?",))
+    [report] = reports
+    assert report.input == '{"question":"why?","api_key":"[redacted]"}'
+    assert (report.result, report.agent_id) == ('{"answer":42}', "chosen")
+    assert report.llm_response["response"] == {"raw": True}
+
+
+def test_options_of_a_task_shape_what_is_sent(app: Celery, reports: CapturedReports) -> None:
+    @app.task(xpander={"input": lambda question: {"asked": question, "n": 1}, "result": len})
+    def ask(question: str) -> str:
+        return question
+
+    @app.task(xpander={"input": lambda: 1 / 0, "result": lambda value: value.missing})
+    def broken() -> str:
+        return "x"
+
+    @app.task(xpander={"result": False})
+    def secret() -> None:
+        raise ValueError("4242")
+
+    ask.apply(("why?",))
+    broken.apply()
+    secret.apply()
+    assert [(each.input, each.result) for each in reports] == [
+        ('{"asked":"why?","n":1}', "4"),
+        (
+            "(the function for the input failed: ZeroDivisionError: division by zero)",
+            "(the function for the result failed: AttributeError: 'str' object has no attribute 'missing')",
+        ),
+        ("{}", "ValueError"),
+    ]
+
+
+def test_a_message_says_attempt_queue_and_wait(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask() -> None: ...
+
+    run(ask, xpander_attempt=("attempt-7", "owner-1"), xpander_published_at=0.0, retries=2, group="group-1")
+    [report] = reports
+    facts = report.llm_response["celery"]
+    assert {key: facts[key] for key in ("queue", "worker", "retries", "group_id", "outcome")} == {
+        "queue": "fast",
+        "worker": "worker@host",
+        "retries": 2,
+        "group_id": "group-1",
+        "outcome": "succeeded",
+    }
+    assert facts["queue_wait_s"] > 1e9
+
+
+def test_carried_usage_is_added(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask() -> None:
+        xc.current_job().add_usage(SPENT)
+
+    carried = [{"job_id": "job-1", "attempt_id": "a-0", "tokens": SPENT.model_dump(), "duration_s": 100.0}]
+    run(ask, retries=1, xpander_carried=carried)
+    [report] = reports
+    assert report.tokens == SPENT + SPENT
+    assert report.duration > 100
+
+
+@pytest.mark.parametrize(("error", "is_success"), [(Ignore("no"), True), (Reject("no", requeue=False), False)])
+def test_jobs_that_are_ignored_or_rejected_are_over(
+    app: Celery, reports: CapturedReports, error: Exception, is_success: bool
+) -> None:
+    @app.task
+    def refuse() -> None:
+        raise error
+
+    run(refuse)
+    assert [each.is_success for each in reports] == [is_success]
+
+
+def test_a_job_that_will_come_again_is_not_over(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def requeue() -> None:
+        raise Reject("later", requeue=True)
+
+    run(requeue)
+    assert len(reports) == 0
+
+
+def test_a_result_that_cannot_be_stored_makes_a_failure_of_a_success(
+    app: Celery, reports: CapturedReports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def ask() -> str:
+        return "fine"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("back-end is gone")
+
+    monkeypatch.setattr(type(app.backend), "mark_as_done", refuse)
+    with pytest.warns(RuntimeWarning, match="outside body"):
+        run(ask)
+    [report] = reports
+    assert not report.is_success
+    assert (report.result or "").startswith("ConnectionError: back-end is gone")
+
+
+def test_a_job_whose_arguments_are_no_arguments_fails(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask() -> None: ...
+
+    tracer = build_tracer(ask.name, ask, app=app)
+    with pytest.warns(RuntimeWarning, match="outside body"):
+        tracer("job-1", [], None, {"id": "job-1", "task": ask.name, "is_eager": False})
+    assert [each.is_success for each in reports] == [False]
+
+
+@pytest.mark.parametrize(("error", "result"), [(SystemExit(3), "SystemExit: 3"), (KeyboardInterrupt(), "Keyb")])
+def test_leaving_the_process_is_a_failure_where_nobody_else_sees_it(
+    app: Celery, reports: CapturedReports, error: BaseException, result: str
+) -> None:
+    @app.task
+    def leave() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        run(leave)
+    [report] = reports
+    assert not report.is_success
+    assert (report.result or "").startswith(result)
+
+
+def test_a_child_leaves_it_to_its_parent_to_say_what_happened(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        run(leave, xpander_attempt=("attempt-7", "another process"))
+    assert len(reports) == 0
+
+
+def test_what_was_revoked_or_expired_is_reported(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask(question: str) -> None: ...
+
+    def revoke(job_id: str, **more: Any) -> None:
+        request = Context({"id": job_id, "task": ask.name}, args=["why?"], kwargs={})
+        signals.task_revoked.send(sender=app.tasks[ask.name], request=request, **more)
+
+    revoke("job-1", terminated=True, signum=15, expired=False)
+    revoke("job-2", terminated=False, signum=None, expired=True)
+    revoke("job-3", terminated=True, signum="signal 9", expired=False)
+    assert [(each.input, each.result) for each in reports] == [
+        ("why?", "revoked: terminated by SIGTERM"),
+        ("why?", "expired before it was run"),
+        ("why?", "revoked: terminated by signal 9"),
+    ]
+
+
+def test_a_message_that_is_published_says_when_and_no_attempt(app: Celery, reports: CapturedReports) -> None:
+    sent = publish(app, xpander_attempt=("stale", "stale"), mine="untouched")
+    assert sent[messages.PUBLISHED_AT] > 0
+    assert sent["mine"] == "untouched"
+    assert messages.ATTEMPT not in sent
+
+
+def test_headers_copied_from_the_running_job_do_not_leak_into_another_one(
+    app: Celery, reports: CapturedReports
+) -> None:
+    carried = [{"job_id": "job-1", "attempt_id": "a-0"}]
+
+    @app.task(bind=True)
+    def ask(self: Any) -> dict[str, Any]:
+        return publish(app, **self.request.headers)
+
+    sent = run(ask, xpander_carried=carried, xpander_earlier="00-1-1-01", traceparent=f"00-{7:032x}-{7:016x}-01").retval
+    assert messages.CARRIED not in sent
+    assert messages.EARLIER not in sent
+    assert sent["traceparent"].split("-")[2] != f"{7:016x}"
+
+
+def test_a_retry_carries_the_history_and_keeps_its_place_in_the_trace(app: Celery, reports: CapturedReports) -> None:
+    traceparent = f"00-{7:032x}-{7:016x}-01"
+
+    @app.task(bind=True)
+    def ask(self: Any) -> dict[str, Any]:
+        xc.current_job().add_usage(SPENT)
+        with xc.tool_call("search"):
+            return publish(app, **{**self.request.headers, "id": "job-1"})
+
+    carried = [{"job_id": "job-1", "attempt_id": "a-0"}]
+    sent = run(ask, xpander_attempt=("a-1", "owner"), xpander_carried=carried, traceparent=traceparent).retval
+    assert [entry["attempt_id"] for entry in sent[messages.CARRIED]] == ["a-0", "a-1"]
+    assert sent[messages.CARRIED][1]["tokens"]["prompt_tokens"] == 10
+    assert sent[messages.CARRIED][1]["used_tools"] == ["search"]
+    assert sent["traceparent"] == traceparent
+    assert sent[messages.EARLIER].split("-")[1] == f"{7:032x}"
+
+
+def test_the_parent_publishes_the_history_on(app: Celery, reports: CapturedReports) -> None:
+    carried = [{"job_id": "job-2", "attempt_id": "a-0"}]
+    assert publish(app, xpander_carried=carried)[messages.CARRIED] == carried
+
+
+def test_a_retry_that_does_not_end_the_attempt_continues_the_job(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask() -> None:
+        headers = publish(app, id="job-1")
+        signals.after_task_publish.send(sender="shop.other", body=(), headers=headers)
+
+    @app.task
+    def ask_in_vain() -> None:
+        publish(app, id="job-9")  # and the broker refuses it
+
+    run(ask)
+    run(ask_in_vain, id="job-9")
+    assert [each.id for each in reports] == ["job-9"]
+
+
+def test_the_old_message_protocol(app: Celery, reports: CapturedReports) -> None:
+    @app.task
+    def ask() -> Any:
+        headers: dict[str, Any] = {}
+        signals.before_task_publish.send(sender="shop.other", body={"id": "job-1", "task": "x"}, headers=headers)
+        return headers
+
+    assert messages.CARRIED in run(ask).retval
+
+
+def test_what_is_excluded_is_not_recorded_nor_taken_for_the_outer_job(app: Celery) -> None:
+    from xpander_celery.testing import capture_reports
+
+    @app.task(name="shop.quiet")
+    def quiet() -> None:
+        xc.current_job().add_usage(SPENT)
+
+    with capture_reports(app, exclude=["shop.quiet"]) as reports:
+        quiet.apply()
+        assert len(reports) == 0
+
+
+def test_every_handler_bears_to_be_called_with_nothing(app: Celery, reports: CapturedReports) -> None:
+    for signal in (
+        signals.before_task_publish,
+        signals.after_task_publish,
+        signals.task_revoked,
+        signals.task_rejected,
+    ):
+        responses = signal.send(sender=None)
+        assert [error for _, error in responses if isinstance(error, Exception)] == []

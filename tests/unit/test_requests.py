@@ -1,0 +1,211 @@
+"""What the worker's main process sees of the end of a job, told from what Celery's own `Request` did about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery import Celery
+from celery.worker import state
+from celery.worker.request import Request
+
+from xpander_celery.events import Ended, Event, decode, encode
+from xpander_celery.guard import Guard
+from xpander_celery.plans import Plans
+from xpander_celery.recording.recording import Recorder
+from xpander_celery.recording.spans import Tracing
+from xpander_celery.report import Outcome
+from xpander_celery.requests import ParentView, observe
+from xpander_celery.session import Session
+from xpander_celery.settings import Settings
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def view(app: Celery, told: list[Event]) -> ParentView:
+    recorder = Recorder(emit=lambda event: told.append(decode(encode(event))))
+    plans = Plans(Settings(agent_id="agent"), [app])
+    return ParentView(Session(plans, recorder, Tracing(), lambda: "owner"), Guard())
+
+
+@pytest.fixture
+def request_for(app: Celery, view: ParentView) -> Iterator[Callable[..., Any]]:
+    """Makes the request of a job of a task with the given options, as the worker's strategy does."""
+    restores = []
+
+    def make(accepted: bool = True, **options: Any) -> Any:
+        @app.task(name=f"shop.task-{len(restores)}", **options)
+        def ask(question: str) -> None: ...
+
+        task = app.tasks[ask.name]
+        restores.append(observe([task], view))
+        headers = {"id": "job-1", "task": task.name, "root_id": "root-1", "retries": 1}
+        payload = (["why?"], {}, {})
+        message = SimpleNamespace(
+            headers=headers,
+            body=payload,
+            payload=payload,
+            content_type="json",
+            content_encoding="utf-8",
+            delivery_info={"exchange": "", "routing_key": "fast"},
+            properties={},
+        )
+        request = task.Request(
+            message, app=app, task=task, hostname="worker@host", on_ack=nothing, on_reject=nothing, decoded=True
+        )
+        if accepted:
+            request.on_accepted(1, 0.0)
+        return request
+
+    yield make
+    for restore in restores:
+        restore()
+    state.reset_state()
+
+
+def nothing(*_: Any) -> None: ...
+
+
+def failure(error: BaseException) -> ExceptionInfo:
+    try:
+        raise error
+    except BaseException:
+        return ExceptionInfo()
+
+
+def seen(told: list[Event]) -> list[tuple[str, bool]]:
+    return [(event.outcome, event.continues) for event in told if isinstance(event, Ended)]
+
+
+LOST = WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3.")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "end"),
+    [
+        ({}, LOST, (Outcome.LOST, False)),
+        ({"acks_late": True}, LOST, (Outcome.LOST, False)),
+        ({"acks_late": True, "reject_on_worker_lost": True}, LOST, (Outcome.REQUEUED, True)),
+        ({}, TimeLimitExceeded(30), (Outcome.TIMED_OUT, False)),
+        ({"acks_late": True}, TimeLimitExceeded(30), (Outcome.TIMED_OUT, False)),
+        ({}, SystemExit(3), (Outcome.LOST, False)),
+        ({}, ValueError("could not be pickled"), (Outcome.FAILED, False)),
+    ],
+)
+def test_a_failure_is_classified_by_what_was_done_about_it(
+    request_for: Callable[..., Any], told: list[Event], options: Any, error: BaseException, end: tuple[str, bool]
+) -> None:
+    request_for(**options).on_failure(failure(error))
+    assert seen(told) == [end]
+
+
+def test_an_end_has_all_that_is_known_of_the_job(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request = request_for()
+    request.on_failure(failure(LOST))
+    [event] = told
+    assert isinstance(event, Ended)
+    assert (event.job_id, event.owner, event.result) == (
+        "job-1",
+        "owner",
+        "WorkerLostError: Worker exited prematurely: signal 9 (SIGKILL)",
+    )
+    assert event.attempt_id == request.request_dict["xpander_attempt"][0]
+    facts = event.facts
+    assert (facts.task, facts.agent_id, facts.input) == ("shop.task-0", "agent", "why?")
+    assert (facts.queue, facts.worker, facts.root_id, facts.retries) == ("fast", "worker@host", "root-1", 1)
+
+
+def test_each_delivery_is_an_attempt_of_its_own(request_for: Callable[..., Any]) -> None:
+    attempts = [request_for().request_dict["xpander_attempt"] for _ in range(2)]
+    assert attempts[0] != attempts[1]
+    assert {owner for _, owner in attempts} == {"owner"}
+
+
+def test_what_the_child_reported_is_left_to_the_child(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request_for().on_failure(failure(ValueError("of the body")), return_ok=True)
+    assert told == []
+
+
+def test_a_hard_time_limit_is_told_once(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request = request_for()
+    request.on_timeout(True, 1)
+    request.on_timeout(False, 30)
+    request.on_failure(failure(TimeLimitExceeded(30)))
+    request.on_failure(failure(LOST))
+    assert [(event.outcome, event.result) for event in told if isinstance(event, Ended)] == [
+        (Outcome.TIMED_OUT, "TimeLimitExceeded(30)")
+    ]
+
+
+def test_of_two_ends_the_stronger_one_is_told_too(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request = request_for()
+    request.on_failure(failure(LOST))
+    request.on_timeout(False, 2.5)
+    assert seen(told) == [(Outcome.LOST, False), (Outcome.TIMED_OUT, False)]
+
+
+def test_termination_is_told_by_the_signal_of_revocation(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request_for().on_failure(failure(Terminated(15)))
+    assert told == []
+
+
+def test_a_cold_stop_loses_what_was_acknowledged(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request_for()._announce_cancelled()
+    request_for(acks_late=True)._announce_cancelled()
+    assert seen(told) == [(Outcome.LOST, False), (Outcome.REQUEUED, True)]
+
+
+def test_jobs_that_are_not_reported_are_not_told_of(
+    app: Celery, request_for: Callable[..., Any], view: ParentView, told: list[Event]
+) -> None:
+    view.session.plans._settings = Settings(exclude=("shop.*",))  # type: ignore[misc]
+    request_for().on_failure(failure(LOST))
+    assert told == []
+
+
+class OwnRequest(Request):
+    """As an application writes it."""
+
+    failures: list[Any] = []
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        self.failures.append(exc_info)
+
+
+def test_a_tasks_own_request_class_keeps_working(request_for: Callable[..., Any], told: list[Event]) -> None:
+    request = request_for(Request=OwnRequest)
+    assert isinstance(request, OwnRequest)
+    request.on_failure(failure(LOST))
+    assert len(OwnRequest.failures) == 1
+    assert seen(told) == [(Outcome.LOST, False)]
+
+
+def test_a_request_that_raises_is_told_of_and_raises(request_for: Callable[..., Any], told: list[Event]) -> None:
+    with pytest.raises(MemoryError):
+        request_for().on_failure(failure(MemoryError("full")))
+    assert seen(told) == [(Outcome.FAILED, False)]
+
+
+def test_observing_is_taken_back_and_not_done_twice(app: Celery, view: ParentView) -> None:
+    @app.task(Request=OwnRequest, lazy=False)
+    def own() -> None: ...
+
+    @app.task(lazy=False)
+    def plain() -> None: ...
+
+    before = own.Request, plain.Request
+    restore = observe([own, plain], view)
+    observed = own.Request, plain.Request
+    observe([own, plain], view)()
+    assert (own.Request, plain.Request) == observed
+    restore()
+    assert (own.Request, plain.Request) == before
+    assert "Request" not in vars(plain)
