@@ -66,8 +66,9 @@ class Relay:
         reader.resume(index.positions)
         index.clamp_waits(now, longest_s=MAX_BACKOFF_S)
         self.gate = Gate(per_minute=config.rate_limit_per_minute, chance=chance)
-        if index.gate is not None:
-            self.gate.restore(index.gate, now=now)
+        stored = index.gate
+        if stored is not None and (stored["flow"] != Flow.PAUSED or stored["settings"] == config.fingerprint):
+            self.gate.restore(stored, now=now)  # what paused delivery may be mended by other settings
         self._in_flight = InFlight(config.directory, config.concurrency)
         if self._in_flight.suspects:
             index.note_crashes(self._in_flight.suspects, now)
@@ -85,6 +86,7 @@ class Relay:
             targets=targets,
             in_flight=self._in_flight,
             concurrency=config.concurrency,
+            settings=config.fingerprint,
             letters=Letters(config.redelivery_wait_s, config.max_age_s, hook),
             wake=self.woken.set,
         )

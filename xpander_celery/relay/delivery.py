@@ -27,6 +27,7 @@ _COMMIT_AT = 200
 _COMMIT_AFTER_S = 0.1
 _MOST_UNSTORED = 1000  # results; while they cannot be stored, nothing more is sent
 _RELEASED_AT_ONCE = 500
+_MAX_REASON = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Delivery:
         targets: Callable[[], Target],
         in_flight: InFlight,
         concurrency: int,
+        settings: str,
         letters: Letters,
         wake: Callable[[], None],
     ) -> None:
@@ -52,6 +54,7 @@ class Delivery:
         self._targets = targets
         self._in_flight = in_flight
         self._concurrency = concurrency
+        self._settings = settings
         self._letters = letters
         self._wake = wake
         self._ready: deque[Job] = deque()
@@ -106,7 +109,7 @@ class Delivery:
             self._counters.clear()
         snapshot = self._gate.snapshot()
         if snapshot != self._stored_gate:
-            self._index.store_gate(snapshot)
+            self._index.store_gate({**snapshot, "settings": self._settings})
             self._stored_gate = snapshot
         reopened, self._reopened = self._reopened, []
         self._leased.difference_update(job.row for job in reopened)
@@ -153,7 +156,7 @@ class Delivery:
         target = self._targets()
         try:
             while True:
-                taken = self._take()
+                taken = self._take(slot)
                 if taken is None:
                     future = asyncio.get_running_loop().create_future()
                     self._parked.append(future)
@@ -161,7 +164,6 @@ class Delivery:
                     await future
                     continue
                 letter, permit = taken
-                self._in_flight.mark(slot, letter.job.row)
                 self._sending += 1
                 try:
                     await self._send(target, letter, permit)
@@ -177,8 +179,8 @@ class Delivery:
         if self.is_short or len(self._results) >= _COMMIT_AT or self._reopened or self._released:
             self._wake()
 
-    def _take(self) -> tuple[Letter, Permit] | None:
-        """The next report that may be sent now."""
+    def _take(self, slot: int) -> tuple[Letter, Permit] | None:
+        """The next report that may be sent now; from when it is touched until it is done with, it is marked."""
         now = self._clock.now()
         can_store = len(self._results) < _MOST_UNSTORED
         while can_store and self._ready and now >= self._gate.opens_at() and not self._is_alone:
@@ -194,14 +196,17 @@ class Delivery:
                 self._ready.appendleft(job)
                 return None  # it goes alone, so that nobody else is to blame
             else:
+                self._in_flight.mark(slot, job.row)
                 letter = self._letters.prepare(job, now, self._index.gone)
                 if isinstance(letter, Letter):
                     permit = self._gate.permit(job.row, agent_id, now)
-                    if permit is None:
-                        self._ready.appendleft(job)
-                        return None
-                    self._is_alone = bool(job.crashes)
-                    return letter, permit
+                    if permit is not None:
+                        self._is_alone = bool(job.crashes)
+                        return letter, permit
+                    self._ready.appendleft(job)
+                    self._in_flight.clear(slot)
+                    return None
+                self._in_flight.clear(slot)
                 if isinstance(letter, Unsent):
                     self._add(job, Ruling(letter.fate, reason=letter.reason), counter=letter.counter)
                 else:
@@ -249,6 +254,6 @@ class Delivery:
                 at=now + ruling.wait_s,
                 counts=ruling.counts,
                 digest=digest,
-                reason=ruling.reason or None,
+                reason=ruling.reason[:_MAX_REASON].encode(errors="replace").decode() or None,
             )
         )

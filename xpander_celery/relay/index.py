@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from xpander_celery.relay.policy import MAX_CRASHES, Fate
 from xpander_celery.relay.rows import Change, Job, Phase, Result
-from xpander_celery.relay.schema import FILE, connect, translated
+from xpander_celery.relay.schema import FILE, IndexDamagedError, connect, translated
 
 _SELECT = (
     "SELECT jobs.row, job_id, revision, phase, at, since, agent_id, tries, attempts, crashes, trimmed, size, digest, "
@@ -325,9 +325,14 @@ class Index:
 
     def _rows(self, query: str, *parameters: Any) -> Iterator[Job]:
         with translated(self.path):
-            for values in self._db.execute(query, parameters):
-                row, job_id, revision, phase, *others = values
-                yield Job(row, job_id, revision, Phase(phase), *others)
+            found = self._db.execute(query, parameters)
+            while values := found.fetchone():
+                try:
+                    row, job_id, revision, phase, *others = values
+                    job = Job(row, job_id, revision, Phase(phase), *others)
+                except ValueError as error:
+                    raise IndexDamagedError(f"{self.path}: a row that no release wrote: {error}") from error
+                yield job
 
     @contextlib.contextmanager
     def _transaction(

@@ -21,6 +21,7 @@ RESERVE_BYTES = 16 * 1024**2
 _PAGE_BYTES = 8192  # a row with its texts is about 2 KB: 4096 would hold one, and waste the rest
 _CACHE_KIB = 6 * 1024
 _QUARANTINES_KEPT = 2
+_NOT_FROM_SQLITE = 0xFF
 
 # One script for each version; a new file gets them all. Texts lie apart from what changes while a report waits, so that
 # an acknowledgement rewrites a hundred bytes and not two thousand.
@@ -87,19 +88,19 @@ def connect(path: Path, *, max_bytes: int) -> sqlite3.Connection:
 
 
 def _prepare(database: sqlite3.Connection, path: Path, max_bytes: int) -> None:
-    database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    database.execute("PRAGMA locking_mode = EXCLUSIVE")  # before WAL, so that there is no shared memory file
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    database.execute(f"PRAGMA journal_size_limit = {RESERVE_BYTES}")
-    database.execute(f"PRAGMA max_page_count = {max_bytes // _PAGE_BYTES}")
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")  # before all else, so that there is no shared memory file
     version = int(database.execute("PRAGMA user_version").fetchone()[0])
     if version > len(SCRIPTS):
         raise IndexNewerError(
             f"{path} has version {version}, which a later release of xpander-celery wrote; this one reads up to "
             f"{len(SCRIPTS)}. Nothing was changed: install that release again, or move the file away to start anew."
         )
+    database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    database.execute(f"PRAGMA journal_size_limit = {RESERVE_BYTES}")
+    database.execute(f"PRAGMA max_page_count = {max_bytes // _PAGE_BYTES}")
     for number, script in enumerate(SCRIPTS[version:], version + 1):
         database.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
 
@@ -110,10 +111,11 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = getattr(error, "sqlite_errorcode", _NOT_FROM_SQLITE) & 0xFF
         if kind == sqlite3.SQLITE_FULL:
             raise IndexFullError(f"{path}: {error}") from error
-        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        is_undecodable = kind == _NOT_FROM_SQLITE and isinstance(error, sqlite3.OperationalError)
+        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or is_undecodable:
             raise IndexDamagedError(f"{path}: {error}") from error
         raise JournalError(f"{path}: {error}") from error
 

@@ -92,7 +92,7 @@ def make_targets(config: RelayConfig) -> Callable[[], Target]:
     """A factory of targets as the settings want them; raises `ConfigurationError` where that cannot be."""
     if config.backend is not None:
         backend = imported("backend", config.backend, config.search_path)
-        if not hasattr(backend, "areport_external_task") and callable(backend):
+        if isinstance(backend, type) or (not hasattr(backend, "areport_external_task") and callable(backend)):
             backend = backend()
         if not hasattr(backend, "areport_external_task"):
             raise ConfigurationError("backend", f"{config.backend} has no areport_external_task", "Name one that has.")

@@ -277,8 +277,8 @@ def test_a_flush_in_the_background_only_asks(directory: Path, clock: Clock) -> N
 
 def test_a_flush_that_meets_a_relay_on_its_way_asks_again(directory: Path) -> None:
     subject = Launcher(RelayConfig(directory), command=(sys.executable, "-c", RELAY, str(EXIT_TAKEN)))
-    assert not subject.flush(0.5)
-    assert len(started(directory)) >= 1
+    assert not subject.flush(3.0)
+    assert len(started(directory)) > 1
 
 
 def test_a_flush_ends_at_its_deadline(directory: Path) -> None:

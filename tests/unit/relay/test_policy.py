@@ -341,7 +341,7 @@ def test_a_probe_of_an_agent_that_was_not_sent_leaves_its_place() -> None:
 # Rate and restart
 
 
-@pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 100, 999])
+@pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 250])
 def test_no_minute_sees_more_permits_than_the_rate_limit(per_minute: int) -> None:
     rate, now, times = RateLimit(per_minute), 50.0, []
     while now < 50 + 600:
