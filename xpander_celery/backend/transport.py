@@ -1,10 +1,10 @@
-"""Sends calls over HTTP, asynchronously and synchronously. The only module that loads httpx.
+"""Sends calls over HTTP, asynchronously and synchronously. With `lending` the only module that loads httpx.
 
 It talks to httpx's transports, one layer below its clients: no redirects, no cookies, of the environment only the proxy
 and certificate variables, and about twice the throughput.
 
 Connections belong to one process and, where asynchronous, to one event loop: after a fork, or in another loop, new
-ones are opened. A loop closes its own when it ends (`_until_the_loop_ends`), so `asyncio.run` in every job leaks none.
+ones are opened. A loop closes its own when it ends, so `asyncio.run` in every job leaks none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncGenerator
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
+from typing import Any
 from urllib.request import getproxies_environment, proxy_bypass
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ import httpx
 from xpander_celery import __version__
 from xpander_celery.backend.calls import Answer, Call
 from xpander_celery.backend.configuration import Configuration
+from xpander_celery.backend.lending import AsyncTransports, Transports
 from xpander_celery.backend.timeouts import Timeouts
 from xpander_celery.errors import BackendError, ConfigurationError, NetworkError, ProtocolError
 
@@ -32,6 +33,7 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 KEEP_ALIVE_S = 4.0
 
 _USER_AGENT = f"xpander-celery/{__version__}"
+_ONE_CONNECTION = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE_S)
 
 
 class Transport:
@@ -49,54 +51,61 @@ class Transport:
         given: httpx.BaseTransport | None = None,
         given_async: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._timeouts = timeouts
+        self._total_s = timeouts.total_timeout_s
         self._ssl_context = ssl_context
-        self._limits = httpx.Limits(
-            max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=KEEP_ALIVE_S
-        )
+        self._max_connections = max_connections
         self._given = given
         self._given_async = given_async
         self._pid = os.getpid()
-        self._opened: dict[str, httpx.BaseTransport] = {}
-        self._opened_async: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Opened]] = WeakKeyDictionary()
-        self._url = lru_cache(maxsize=256)(_url)
-        self._extensions = {
-            "timeout": httpx.Timeout(
-                timeouts.read_timeout_s, connect=timeouts.connect_timeout_s, pool=timeouts.total_timeout_s
-            ).as_dict()
-        }
+        self._opened: dict[str, Transports] = {}
+        self._opened_async: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncTransports]] = (
+            WeakKeyDictionary()
+        )
+        self._url = lru_cache(maxsize=256)(_url)  # parsing either costs as much as half a request
+        self._headers = lru_cache(maxsize=16)(_headers)
+        timeout = httpx.Timeout(timeouts.read_timeout_s, connect=timeouts.connect_timeout_s)
+        self._extensions = {"timeout": timeout.as_dict()}
 
     def send(self, configuration: Configuration, call: Call) -> Answer:
         """The answer to `call`, whatever its status; raises `NetworkError` where none came. Uses no event loop."""
-        deadline = time.monotonic() + self._timeouts.total_timeout_s
+        deadline = time.monotonic() + self._total_s
+        request = self._request(configuration, call)
+        transports = self._transports(request.url)
         try:
-            request = self._request(configuration, call)
-            response = self._transport(request.url).handle_request(request)
+            transport = transports.take(self._total_s)
             try:
-                body = bytearray()
-                for chunk in response.iter_bytes():
-                    _take(call, body, chunk)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"no whole answer within {self._timeouts.total_timeout_s:g} s")
+                response = transport.handle_request(request)
+                try:
+                    body = bytearray()
+                    for chunk in response.iter_bytes():
+                        _add(call, body, chunk)
+                        if time.monotonic() > deadline:
+                            raise TimeoutError(f"no whole answer within {self._total_s:g} s")
+                finally:
+                    response.close()
             finally:
-                response.close()
+                transports.give_back(transport)
         except (httpx.HTTPError, OSError) as error:
             raise _failure(call, error) from error
         return Answer(response.status_code, bytes(body), response.headers)
 
     async def asend(self, configuration: Configuration, call: Call) -> Answer:
         """As `send`, on the running asyncio loop, and with a total deadline that holds in every phase."""
+        request = self._request(configuration, call)
+        transports = self._async_transports(request.url)
         try:
-            async with asyncio.timeout(self._timeouts.total_timeout_s):
-                request = self._request(configuration, call)
-                transport = await self._async_transport(request.url)
-                response = await transport.handle_async_request(request)
+            async with asyncio.timeout(self._total_s):
+                transport = await transports.take()
                 try:
-                    body = bytearray()
-                    async for chunk in response.aiter_bytes():
-                        _take(call, body, chunk)
+                    response = await transport.handle_async_request(request)
+                    try:
+                        body = bytearray()
+                        async for chunk in response.aiter_bytes():
+                            _add(call, body, chunk)
+                    finally:
+                        await response.aclose()
                 finally:
-                    await response.aclose()
+                    await transports.give_back(transport)
         except (httpx.HTTPError, OSError) as error:  # asyncio's TimeoutError is an OSError
             raise _failure(call, error) from error
         return Answer(response.status_code, bytes(body), response.headers)
@@ -104,53 +113,44 @@ class Transport:
     def close(self) -> None:
         """Close the synchronous connections."""
         opened, self._opened = self._opened, {}
-        for transport in opened.values():
-            transport.close()
+        for transports in opened.values():
+            transports.close()
 
     async def aclose(self) -> None:
         """Close the connections of the running loop, and the synchronous ones."""
-        for opened in self._opened_async.pop(asyncio.get_running_loop(), {}).values():
-            await opened.guard.aclose()
+        for transports in self._opened_async.pop(asyncio.get_running_loop(), {}).values():
+            await transports.aclose()
         self.close()
 
     def _request(self, configuration: Configuration, call: Call) -> httpx.Request:
-        headers = [
-            ("x-api-key", configuration.require_key()),
-            ("user-agent", _USER_AGENT),
-            ("accept", "application/json"),
-            *call.headers,
-        ]
-        if call.body is not None:
-            headers.append(("content-type", "application/json"))
         url = self._url(configuration.get_full_url() + call.path)
+        headers = self._headers(configuration.require_key(), call.body is not None, call.headers)
         return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=self._extensions)
 
-    def _transport(self, url: httpx.URL) -> httpx.BaseTransport:
-        if self._given is not None:
-            return self._given
+    def _transports(self, url: httpx.URL) -> Transports:
         if self._pid != os.getpid():  # forked: the parent's connections are not ours to use, nor to close
             self._pid, self._opened = os.getpid(), {}
         origin = _origin(url)
-        opened = self._opened.get(origin)
-        if opened is None:
-            fresh = httpx.HTTPTransport(verify=self._verify(url), limits=self._limits, proxy=_proxy_of(url))
-            opened = self._opened.setdefault(origin, fresh)  # atomic: of two threads, one wins
+        if (opened := self._opened.get(origin)) is None:
+            given = self._given
+            make = partial(httpx.HTTPTransport, **self._options(url)) if given is None else lambda: given
+            opened = self._opened.setdefault(origin, Transports(make, self._max_connections))  # atomic: one thread wins
         return opened
 
-    async def _async_transport(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
-        if self._given_async is not None:
-            return self._given_async
+    def _async_transports(self, url: httpx.URL) -> AsyncTransports:
         of_loop = self._opened_async.setdefault(asyncio.get_running_loop(), {})
         origin = _origin(url)
-        opened = of_loop.get(origin)
-        if opened is None:
-            transport = httpx.AsyncHTTPTransport(verify=self._verify(url), limits=self._limits, proxy=_proxy_of(url))
-            opened = of_loop[origin] = _Opened(transport)
-            await anext(opened.guard)
-        return opened.transport
+        if (opened := of_loop.get(origin)) is None:
+            given = self._given_async
+            make = partial(httpx.AsyncHTTPTransport, **self._options(url)) if given is None else lambda: given
+            opened = of_loop[origin] = AsyncTransports(make, self._max_connections)
+        return opened
+
+    def _options(self, url: httpx.URL) -> dict[str, Any]:
+        return {"verify": self._verify(url), "limits": _ONE_CONNECTION, "proxy": _proxy_of(url)}
 
     def _verify(self, url: httpx.URL) -> ssl.SSLContext | bool:
-        """What checks certificates; loading the authorities takes 30 ms, so not for plain HTTP."""
+        """What checks certificates; loading the authorities takes 30 ms, so once, and not for plain HTTP."""
         if url.scheme == "http" and self._ssl_context is None:
             return False
         if self._ssl_context is None:
@@ -158,25 +158,7 @@ class Transport:
         return self._ssl_context
 
 
-class _Opened:
-    """An asynchronous transport of one loop, with the generator that closes it."""
-
-    __slots__ = ("guard", "transport")
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self.transport = transport
-        self.guard = _until_the_loop_ends(transport)
-
-
-async def _until_the_loop_ends(transport: httpx.AsyncBaseTransport) -> AsyncGenerator[None, None]:
-    """Once begun, closes `transport` when finalized: asyncio finalizes a loop's generators before closing the loop."""
-    try:
-        yield
-    finally:
-        await transport.aclose()
-
-
-def _take(call: Call, body: bytearray, chunk: bytes) -> None:
+def _add(call: Call, body: bytearray, chunk: bytes) -> None:
     if len(body) + len(chunk) > MAX_ANSWER_BYTES:
         raise ProtocolError(f"{call}: an answer of more than {MAX_ANSWER_BYTES} bytes")
     body += chunk
@@ -189,6 +171,11 @@ def _url(text: str) -> httpx.URL:
     except (httpx.InvalidURL, ValueError) as error:
         raise ConfigurationError("XPANDER_BASE_URL", f"cannot be used ({error})", "Check the host's name.") from error
     return url
+
+
+def _headers(api_key: str, has_body: bool, more: tuple[tuple[str, str], ...]) -> httpx.Headers:
+    own = [("x-api-key", api_key), ("user-agent", _USER_AGENT), ("accept", "application/json"), *more]
+    return httpx.Headers([*own, ("content-type", "application/json")] if has_body else own)
 
 
 def _origin(url: httpx.URL) -> str:
@@ -205,16 +192,13 @@ def _proxy_of(url: httpx.URL) -> httpx.Proxy | None:
     address = proxies.get(url.scheme) or proxies.get("all")
     if not address or proxy_bypass(url.netloc.decode()):
         return None
+    variable = f"{url.scheme.upper()}_PROXY"
     try:
         proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
     except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigurationError(
-            f"{url.scheme.upper()}_PROXY", f"is no proxy ({error})", "Give a URL such as http://proxy:3128."
-        ) from error
+        raise ConfigurationError(variable, f"is no proxy ({error})", "Give a URL such as http://proxy:3128.") from error
     if proxy.url.scheme.startswith("socks") and find_spec("socksio") is None:
-        raise ConfigurationError(
-            f"{url.scheme.upper()}_PROXY", "is a SOCKS proxy", "Install what it needs: pip install 'httpx[socks]'."
-        )
+        raise ConfigurationError(variable, "is a SOCKS proxy", "Install what it needs: pip install 'httpx[socks]'.")
     return proxy
 
 
