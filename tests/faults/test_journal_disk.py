@@ -78,12 +78,12 @@ def test_a_disk_that_others_fill_costs_only_counted_events_and_recovers_unaided(
     ballast = fill(small_disk)
     slowest = append_until(journal, Appended.BUFFERED, "full", kept)
     slowest = max(slowest, append_until(journal, Appended.DROPPED, "memory", kept))
-    assert slowest < 0.1
+    assert slowest < 0.5
     dropped = journal.counters.dropped
     assert dropped == 1
     ballast.unlink()
     slowest = append_until(journal, Appended.DURABLE, "freed", kept)
-    assert slowest < 0.1
+    assert slowest < 0.5
     dropped = journal.counters.dropped
     journal.close()
     batches = []

@@ -6,6 +6,7 @@ the segments, each process adds what it wrote, and after a second, or longer whe
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -16,60 +17,53 @@ SHARED_MEASURE = "journal.size"
 DISK_SHARE = 0.9
 PLENTY_BYTES = 8 * 1024**3  # more than segments and index take together by default
 
-_STEP_BYTES = 256 * 1024
+_LONGEST_STEP_BYTES = 1024**2  # so seldom that it is not seen in the 99th percentile of appends
+_SHORTEST_STEP_BYTES = 16 * 1024
+_STEPS_TO_LIMIT = 16
 _VALID_S = 1.0
 _VALID_PER_COST = 50.0  # so that measuring never takes more than 2 % of the time
 _BLOCK_BYTES = 4096  # the least that a file takes on most file systems
 
 
 class Capacity:
-    """Answers for one process, which asks before each write; it looks again whenever it has written 256 KiB more."""
+    """Answers for one process, which asks again whenever it has written as much as the last answer allowed."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self._directory = directory
         self._shared_path = str(directory / SHARED_MEASURE)
         self._max_bytes = max_bytes
-        self._step_bytes = min(_STEP_BYTES, max_bytes // 16)
-        self._left_bytes = 0
-        self._uncounted_bytes = 0  # written since the shared measure was last looked at
 
-    def full_for(self, size: int) -> str | None:
-        """What stands against writing `size` bytes, in words for a log line; None if nothing does."""
-        if self._left_bytes < size:
-            obstacle = self._obstacle()
-            if obstacle is not None:
-                return obstacle
-            self._left_bytes = self._step_bytes
-        self._left_bytes -= size
-        self._uncounted_bytes += size
-        return None
+    def allowance(self, written: int) -> int:
+        """The bytes that may be written before asking again; `written` is what this process wrote since it last did.
 
-    def _obstacle(self) -> str | None:
+        Raises OSError (ENOSPC) if the journal is full.
+        """
         try:
-            taken = self._taken_bytes()
+            taken = self._taken_bytes(written)
             disk = os.statvfs(self._directory)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None  # nothing there, or nothing for us: what is wrong with it will show when it is opened
-        if taken >= self._max_bytes:
-            return f"its segments take {taken} of {self._max_bytes} bytes"
+            return _SHORTEST_STEP_BYTES  # nothing there, or nothing for us: what is wrong will show when it is opened
+        room = self._max_bytes - taken
+        if room <= 0:
+            raise OSError(errno.ENOSPC, f"its segments take {taken} of {self._max_bytes} bytes")
         used = disk.f_blocks - disk.f_bfree
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if used >= DISK_SHARE * (used + disk.f_bavail) and free_bytes < PLENTY_BYTES:
-            return f"the disk is full to {DISK_SHARE:.0%}"
-        return None
+        if disk.f_bavail * disk.f_frsize < PLENTY_BYTES:
+            room = min(room, int(DISK_SHARE * (used + disk.f_bavail) - used) * disk.f_frsize)
+            if room <= 0:
+                raise OSError(errno.ENOSPC, f"the disk is full to {DISK_SHARE:.0%}")
+        return max(_SHORTEST_STEP_BYTES, min(_LONGEST_STEP_BYTES, room // _STEPS_TO_LIMIT))
 
-    def _taken_bytes(self) -> int:
-        uncounted, self._uncounted_bytes = self._uncounted_bytes, 0
+    def _taken_bytes(self, written: int) -> int:
         now = time.time()
         measured_at, valid_s, counted = self._shared()
         if 0 <= now - measured_at < valid_s:
-            taken = int(counted) + uncounted
+            taken = int(counted) + written
         else:
             measured_at = now
             started_at = time.monotonic()
             taken = segment_bytes(self._directory)
             valid_s = max(_VALID_S, _VALID_PER_COST * (time.monotonic() - started_at))
-        self._share(f"{measured_at} {valid_s} {taken}".encode())
+        self._share(f"{measured_at:20.6f} {valid_s:10.3f} {taken:20d}\n".encode())
         return taken
 
     def _shared(self) -> tuple[float, float, float]:
@@ -86,8 +80,9 @@ class Capacity:
         return measured_at, valid_s, counted
 
     def _share(self, measure: bytes) -> None:
+        """Overwrite in place, always the same length: ext4 begins to flush a file that is truncated and written."""
         try:
-            descriptor = os.open(self._shared_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._shared_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return  # a full disk: the next process measures for itself
         try:

@@ -14,13 +14,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from xpander_celery.errors import JournalError
 from xpander_celery.events import encode
 from xpander_celery.journal import Appended, Counters, location
-from xpander_celery.journal.capacity import Capacity
 from xpander_celery.journal.notices import Notice
 from xpander_celery.journal.segment_writer import SegmentWriter
 from xpander_celery.journal.segments import MAX_RECORD_BYTES, drop_note, frame
@@ -54,15 +54,14 @@ class FileJournal:
         self.is_off = False
         self._required = required
         self._clock = clock
-        self._segments = SegmentWriter(directory, sync_always=fsync == "always", clock=clock)
-        self._capacity = Capacity(directory, max_bytes)
+        self._segments = SegmentWriter(directory, max_bytes=max_bytes, sync_always=fsync == "always", clock=clock)
         self._begin()
         _renew_in_children(weakref.ref(self))
 
     def _begin(self) -> None:
         self.counters = Counters()
         self._held: deque[bytes] = deque()
-        self._is_troubled = False  # something is held, or a drop is not noted
+        self._is_troubled = self.is_off  # or something is held, or a drop is not noted
         self._retry_at = 0.0
         self._unnoted_drops = 0
         self._trouble = Notice(_logger, "journal_trouble", clock=self._clock)
@@ -96,13 +95,21 @@ class FileJournal:
             if not text:
                 return self._drop("it cannot be encoded")
         line = frame(text)
-        if self._is_troubled and self._clock() < self._retry_at:
-            return self._hold(line)
-        if not self._write(line):
+        if self._is_troubled:
+            return self._append_in_trouble(line)
+        try:
+            self._segments.write(line)
+        except (OSError, JournalError) as error:
+            self._meet_trouble(error)
             return self._hold(line)
         self.counters.durable += 1
-        if self._is_troubled:
-            self._catch_up()
+        return Appended.DURABLE
+
+    def _append_in_trouble(self, line: bytes) -> Appended:
+        if self._clock() < self._retry_at or not self._write(line):
+            return self._hold(line)
+        self.counters.durable += 1
+        self._catch_up()
         return Appended.DURABLE
 
     def tend(self) -> None:
@@ -112,7 +119,7 @@ class FileJournal:
         try:
             self._segments.stay_alive()
         except (OSError, JournalError) as error:
-            self._delay(error)
+            self._meet_trouble(error)
 
     def close(self) -> None:
         """Write what is held, as far as that is possible now, and give up segment and liveness."""
@@ -130,28 +137,23 @@ class FileJournal:
         if self.is_off:
             return False
         try:
-            full = self._capacity.full_for(len(line))
-            if full is None:
-                self._segments.write(line)
-                return True
-            self._delay(full)
-            self._make_room()
-        except JournalError as error:
-            if self._required:
-                self._delay(error)
-            else:
-                self._switch_off(error)
-        except OSError as error:
-            self._delay(error)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._make_room()
-        return False
+            self._segments.write(line)
+        except (OSError, JournalError) as error:
+            self._meet_trouble(error)
+            return False
+        return True
 
-    def _make_room(self) -> None:
-        try:
-            self._segments.make_room()
-        except OSError as error:
-            self._delay(error)
+    def _meet_trouble(self, trouble: OSError | JournalError) -> None:
+        """Decide what a failed write means: off for good, or trying again in a second."""
+        self._is_troubled = True
+        if isinstance(trouble, JournalError) and not self._required:
+            self._switch_off(trouble)
+            return
+        self._retry_at = self._clock() + _RETRY_S
+        self._trouble.warn("The journal %s cannot be written, events are held in memory: %s", self.directory, trouble)
+        if isinstance(trouble, OSError) and trouble.errno in (errno.ENOSPC, errno.EDQUOT):
+            with suppress(OSError):  # no descriptor left: the segment stays, which is no worse
+                self._segments.make_room()
 
     def _catch_up(self) -> bool:
         """Write a part of what is held, then the note of what was dropped; False if writing still fails."""
@@ -195,14 +197,9 @@ class FileJournal:
         self._drops.warn("An event was dropped: %s (%d so far in this process)", reason, self.counters.dropped)
         return Appended.DROPPED
 
-    def _delay(self, trouble: object) -> None:
-        self._is_troubled = True
-        self._retry_at = self._clock() + _RETRY_S
-        self._trouble.warn("The journal %s cannot be written, events are held in memory: %s", self.directory, trouble)
-
     def _switch_off(self, trouble: object) -> None:
         if not self.is_off:
-            self.is_off = True
+            self.is_off = self._is_troubled = True
             _logger.warning(
                 "Reporting is off: no journal (%s). Set XPANDER_CELERY_JOURNAL to a directory that can be written",
                 trouble,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xpander_celery.journal import liveness, location
+from xpander_celery.journal.capacity import Capacity
 from xpander_celery.journal.locks import create_locked
 from xpander_celery.journal.segments import segment_name
 
@@ -24,15 +25,16 @@ MAX_SEGMENT_BYTES = 4 * 1024**2
 MAX_SEGMENT_AGE_S = 60.0
 
 _NEVER = float("-inf")
-_TRIES = 3
+_TRIES = 2
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 
 class SegmentWriter:
     """Writes lines to the segments of this process, which it opens at the first line."""
 
-    def __init__(self, directory: Path, *, sync_always: bool, clock: Callable[[], float]) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int, sync_always: bool, clock: Callable[[], float]) -> None:
         self._directory = directory
+        self._capacity = Capacity(directory, max_bytes)
         self._sync_always = sync_always
         self._clock = clock
         self._descriptor: dict[str, int] = {}  # at most one, under "segment": a dict, since its setdefault is atomic
@@ -48,6 +50,7 @@ class SegmentWriter:
         self._numbers = itertools.count()
         self._generation = 0
         self._size = 0
+        self._granted = self._left = 0  # bytes to write until size and capacity are looked at again
         self._rotate_at = _NEVER
         self._is_torn = False
         self.process_id = liveness.new_process_id()
@@ -61,27 +64,32 @@ class SegmentWriter:
             self._rotate(self._clock())
 
     def write(self, line: bytes) -> None:
-        """Append one line by one system call; durable when it returns."""
+        """Append one line by one system call; durable when it returns. A full journal is an OSError (ENOSPC) too."""
         now = self._clock()
-        if now >= self._rotate_at or self._size >= MAX_SEGMENT_BYTES:
-            self._rotate(now)
+        if self._left <= 0 or now >= self._rotate_at:
+            self._look_around(now)
+        self._left -= len(line)
+        if self._is_torn or self._sync_always:
+            self._write_with_care(line)
+            return
         try:
-            self._write(line)
+            written = os.write(self._descriptor.get("segment", -1), line)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            if self._rotate_at != _NEVER:  # closed behind our back, as daemons do: the numbers may be in use by now
-                self._descriptor, self._liveness, self._rotate_at = {}, [], _NEVER
-            self._rotate(now)
-            self._write(line)
+            self._open_again(now)
+            self._write_with_care(line)
+        else:
+            if written != len(line):
+                self._is_torn = True
+                self._write_with_care(line)
 
-    def _write(self, line: bytes) -> None:
+    def _write_with_care(self, line: bytes) -> None:
         for _ in range(_TRIES):
             generation = self._generation
             if self._is_torn:
                 line = b"\n" + line.lstrip()
             written = os.write(self._descriptor.get("segment", -1), line)
-            self._size += written
             self._is_torn = written != len(line)
             if self._is_torn:
                 continue
@@ -91,6 +99,21 @@ class SegmentWriter:
                     continue  # another thread rotated in between: what was synced may be another file
             return
         raise OSError(errno.ENOSPC, "only a part of a record was written")
+
+    def _look_around(self, now: float) -> None:
+        written = self._granted - self._left
+        self._granted = self._left = 0
+        self._size += written
+        allowance = self._capacity.allowance(written)
+        if self._size >= MAX_SEGMENT_BYTES or now >= self._rotate_at:
+            self._rotate(now)
+        self._granted = self._left = min(allowance, MAX_SEGMENT_BYTES - self._size)
+
+    def _open_again(self, now: float) -> None:
+        if self._rotate_at != _NEVER:  # closed behind our back, as daemons do: the numbers may be in use by now
+            self._descriptor, self._liveness, self._rotate_at = {}, [], _NEVER
+        self._granted = self._left = 0
+        self._rotate(now)
 
     def _rotate(self, now: float) -> None:
         """Go on in a new segment. Two callers at once make one more than needed; the reader removes an empty one."""
@@ -141,7 +164,7 @@ class SegmentWriter:
 
     def make_room(self) -> None:
         """Give up a segment that holds something, so that the reader may remove it; the next write opens another."""
-        if self._size:
+        if self._size + self._granted - self._left:
             self._release()
 
     def _release(self) -> None:

@@ -309,7 +309,7 @@ def test_a_journal_at_its_cap_goes_on_when_the_relay_has_read(directory: Path, c
 
 
 def test_a_disk_that_is_nearly_full_is_left_to_others(
-    journal: FileJournal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    journal: FileJournal, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     statvfs = os.statvfs
 
@@ -318,7 +318,7 @@ def test_a_disk_that_is_nearly_full_is_left_to_others(
         values[1], values[2], values[3], values[4] = 4096, 1000, 95, 95  # frsize, blocks, bfree, bavail
         return os.statvfs_result(values)
 
-    journal.open()
+    directory.mkdir(parents=True)
     monkeypatch.setattr("os.statvfs", nearly_full)
     assert journal.append(progress(1)) is Appended.BUFFERED
     assert "90%" in messages(caplog, "journal_trouble")[0]
@@ -426,7 +426,7 @@ def test_a_program_that_is_executed_inherits_nothing(journal: FileJournal) -> No
     journal.append(progress(1))
     for descriptor in (*journal._segments._descriptor.values(), *journal._segments._liveness):
         assert not os.get_inheritable(descriptor)
-    journal._segments._size = 5 * 1024**2
+    journal._segments._rotate_at = 0.0
     journal.append(progress(2))
     assert not any(os.get_inheritable(descriptor) for descriptor in journal._segments._descriptor.values())
 

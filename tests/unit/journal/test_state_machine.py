@@ -79,7 +79,7 @@ class Journals(RuleBasedStateMachine):
 
     @rule(journal=processes)
     def rotate(self, journal: FileJournal) -> None:
-        journal._segments._size = 5 * 1024**2
+        journal._segments._rotate_at = 0.0
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
