@@ -14,7 +14,7 @@ from rich.text import Text
 
 from xpander_celery.demo.history import Record
 
-_RESULT_WIDTH = 60
+_RESULT_WIDTH = 90
 _WIDE_ENOUGH = 120
 
 

@@ -116,7 +116,8 @@ def _answer(conversation: Conversation) -> str:
         return json.dumps(sample(conversation.answer_schema, question))
     if not conversation.tool_results:
         return f"The scripted model has no tools to ask about: {question}"
-    return f"{question} Asked the tools, which said: {'; '.join(conversation.tool_results)}."
+    said = zip(conversation.called, conversation.tool_results, strict=False)
+    return f"My tools said {', '.join(f'{name}: {result}' for name, result in said)}. You asked: {question}"
 
 
 def _without_orders(text: str) -> str:

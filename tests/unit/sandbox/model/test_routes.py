@@ -61,7 +61,7 @@ async def test_a_chat_calls_the_tool_and_then_answers(client: httpx.AsyncClient)
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "7"}
     second = await post(client, "/v1/chat/completions", {**CHAT, "messages": [*CHAT["messages"], message, result]})
     assert second["choices"][0]["finish_reason"] == "stop"
-    assert second["choices"][0]["message"]["content"] == f"{QUESTION} Asked the tools, which said: 7."
+    assert second["choices"][0]["message"]["content"] == f"My tools said add: 7. You asked: {QUESTION}"
 
 
 async def test_tools_of_an_earlier_question_are_called_again_for_the_next(client: httpx.AsyncClient) -> None:
@@ -140,7 +140,7 @@ async def test_a_message_calls_the_tool_and_then_answers(client: httpx.AsyncClie
     turns = [{"role": "assistant", "content": first["content"]}, {"role": "user", "content": [result]}]
     second = await post(client, "/v1/messages", {**MESSAGES, "messages": [*MESSAGES["messages"], *turns]})
     assert second["stop_reason"] == "end_turn"
-    assert second["content"] == [{"type": "text", "text": f"{QUESTION} Asked the tools, which said: 7."}]
+    assert second["content"] == [{"type": "text", "text": f"My tools said add: 7. You asked: {QUESTION}"}]
 
 
 async def test_a_streamed_message_says_the_same_as_a_whole_one(client: httpx.AsyncClient) -> None:

@@ -21,7 +21,7 @@ def test_the_first_turn_calls_each_offered_tool_once() -> None:
 def test_the_turn_after_the_tools_answers_with_what_they_said() -> None:
     turn = next_turn(replace(ASKED, called=("add", "search"), tool_results=("7", "nothing")))
     assert turn.calls == ()
-    assert turn.text == "What is 2 plus 5? Asked the tools, which said: 7; nothing."
+    assert turn.text == "My tools said add: 7, search: nothing. You asked: What is 2 plus 5?"
 
 
 def test_without_tools_the_first_turn_answers() -> None:
