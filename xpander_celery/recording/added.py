@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from xpander_celery.recording.facts import key_of
 from xpander_celery.recording.results import Added, Call
@@ -15,8 +16,9 @@ _CLOCK_SKEW_NS = 10_000_000_000  # between a provider's `created`, in whole seco
 def not_given(added: Iterable[Added], tree: Tree, positions: Sequence[int]) -> Iterator[Call]:
     """The calls in `added` that are not among those at the `positions` of the tree. Each Agno run is taken once.
 
-    A call was given by a span with its response id, or with its counts at its time; a run output that states only a
-    sum, by a span whose calls sum up to it. Each span answers for one call. Plain tokens are never a duplicate.
+    A call was given by a span with its response id, or with its counts at its time (each span answers for one); what
+    states only the sum of its calls, as some run outputs do, by the spans of calls that follow each other and sum up to
+    it. Plain tokens are never a duplicate.
     """
     given = _Given(tree, positions)
     runs: set[str] = set()
@@ -42,7 +44,7 @@ class _Given:
         self._calls: dict[tuple[int, int], list[int]] = {}
         for at in positions:
             self._calls.setdefault((tree.prompts[at], tree.completions[at]), []).append(at)
-        self._sums: list[tuple[int, int]] | None = None
+        self._running: dict[tuple[int, int], int] | None = None
 
     def includes(self, call: Call, added_at: int) -> bool:
         key = key_of(call.response_id)
@@ -68,20 +70,19 @@ class _Given:
         return tree.starts[at] - _CLOCK_SKEW_NS <= call.created <= tree.ends[at] + _CLOCK_SKEW_NS
 
     def _includes_sum(self, counts: tuple[int, int]) -> bool:
-        if self._sums is None:
-            self._sums = self._sums_below()
-        if counts in self._sums:
-            self._sums.remove(counts)
-            return True
-        return False
+        """Whether calls that follow each other sum up to these counts."""
+        if self._running is None:
+            self._running = self._running_sums()
+        prompt, completion = counts
+        return any(
+            self._running.get((before + prompt, after + completion), 0) - calls > 1
+            for (before, after), calls in self._running.items()
+        )
 
-    def _sums_below(self) -> list[tuple[int, int]]:
-        """The counts below each span with several calls below it, and of the whole job."""
+    def _running_sums(self) -> dict[tuple[int, int], int]:
+        """The sums of the calls so far, by start, and how many calls that was."""
         tree = self._tree
-        below: dict[int, list[int]] = {at: [tree.prompts[at], tree.completions[at], 1] for at in self._positions}
-        for at in tree.upwards():
-            if at in below:
-                above = below.setdefault(tree.parents[at], [0, 0, 0])
-                for index, number in enumerate(below[at]):
-                    above[index] += number
-        return [(prompt, completion) for prompt, completion, calls in below.values() if calls > 1]
+        in_time = sorted(self._positions, key=tree.starts.__getitem__)
+        prompts = accumulate((tree.prompts[at] for at in in_time), initial=0)
+        completions = accumulate((tree.completions[at] for at in in_time), initial=0)
+        return {sums: calls for calls, sums in enumerate(zip(prompts, completions, strict=True))}

@@ -6,6 +6,7 @@ Per count the first key that is present wins; aliases are never added together.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 
 
 class Kind(IntEnum):
@@ -155,6 +156,7 @@ BESIDE_PROVIDER_SCOPES = frozenset(
 _NEARNESS = ("com.anthropic.sdk", "opentelemetry.instrumentation.genai", "openinference.")
 
 
+@cache
 def nearness(scope: str) -> int:
     """0 for a provider's own SDK, more for layers further away."""
     for rank, prefix in enumerate(_NEARNESS):

@@ -20,10 +20,11 @@ _MOST_CANDIDATES = 64  # looked at per span: bounds the work where thousands of 
 class _Group:
     """The spans of one call."""
 
-    __slots__ = ("members", "model", "response_key", "scopes")
+    __slots__ = ("end", "members", "model", "response_key", "scopes")
 
     def __init__(self, tree: Tree, position: int) -> None:
         self.members = [position]
+        self.end = tree.ends[position]
         self.scopes = tree.scopes[position]
         self.response_key = tree.response_keys[position]
         self.model = tree.models[position]
@@ -43,6 +44,7 @@ class _Groups:
         if group is other:
             return
         group.members += other.members
+        group.end = max(group.end, other.end)
         group.scopes |= other.scopes
         group.response_key = group.response_key or other.response_key
         group.model = group.model or other.model
@@ -58,7 +60,7 @@ def mark_duplicates(tree: Tree) -> None:
     calls = [
         position
         for position, kind in enumerate(tree.kinds)
-        if kind == Kind.LLM and (tree.prompts[position] > 0 or tree.completions[position])
+        if kind == Kind.LLM and (tree.prompts[position] or tree.completions[position])
     ]
     if len(calls) > 1:
         groups = _Groups(tree)
@@ -127,7 +129,7 @@ def _join_by_counts(tree: Tree, calls: list[int], groups: _Groups) -> None:
 def _joined(tree: Tree, groups: _Groups, incomplete: dict[int, _Group], group: _Group, position: int) -> _Group:
     """The group of a span, after it met the first incomplete one that saw the same call."""
     for key, candidate in list(islice(incomplete.items(), _MOST_CANDIDATES)):
-        if all(tree.ends[member] < tree.starts[position] for member in candidate.members):
+        if candidate.end < tree.starts[position]:
             del incomplete[key]
         elif _same_call(tree, candidate, group, position):
             groups.join(candidate, group)

@@ -13,8 +13,7 @@ from xpander_celery.recording.attributes import Kind
 from xpander_celery.recording.facts import SpanFacts
 
 ROOT = -1
-NO_USAGE = -1
-_UNKNOWN, _UNDERWAY = 0, -1  # while depths are computed
+_UNDERWAY = -1  # the depth of a span while the way up from it is walked
 
 
 def _integers() -> array[int]:
@@ -23,10 +22,10 @@ def _integers() -> array[int]:
 
 @dataclass(slots=True)
 class Tree:
-    """Spans by position, each span id once. A parent that is not among them is `ROOT`.
+    """The spans that state usage, by position, each span id once; spans without usage only connect them.
 
-    A scope is one bit, named in `scope_names`, so that a set of scopes is an integer. `prompts` is `NO_USAGE` where a
-    span states none. `duplicates` marks spans of a call that another span stands for.
+    `parents` holds the nearest such span above, or `ROOT`; `depths` counts all spans. A scope is one bit, named in
+    `scope_names`, so that a set of scopes is an integer. `duplicates` marks spans of a call for which another stands.
     """
 
     parents: array[int] = field(default_factory=_integers)
@@ -49,6 +48,8 @@ class Tree:
         """Whether `upper` is an ancestor of `lower`, or the same."""
         while self.depths[lower] > self.depths[upper]:
             lower = self.parents[lower]
+            if lower == ROOT:
+                return False
         return lower == upper
 
     def upwards(self) -> list[int]:
@@ -59,52 +60,72 @@ class Tree:
 def tree_of(spans: Iterable[SpanFacts]) -> Tree:
     """The tree of the spans. A span given twice counts once, an unknown parent is the root, a cycle is cut."""
     tree = Tree()
-    positions: dict[int, int] = {}
     scopes: dict[str, int] = {}
-    parent_ids = array("Q")
+    parent_ids: dict[int, int] = {}
+    positions: dict[int, int] = {}
     for span in spans:
-        position = len(positions)
-        if positions.setdefault(span.span_id, position) != position:
+        if span.span_id in parent_ids:
             continue
-        parent_ids.append(span.parent_id)
+        parent_ids[span.span_id] = span.parent_id
+        if span.prompt is None:
+            continue
+        positions[span.span_id] = len(positions)
         tree.kinds.append(span.kind)
         tree.scopes.append(scopes.setdefault(span.scope, 1 << len(scopes)))
         tree.starts.append(span.start)
         tree.ends.append(span.end)
-        tree.prompts.append(NO_USAGE if span.prompt is None else span.prompt)
+        tree.prompts.append(span.prompt)
         tree.completions.append(span.completion)
         tree.cache_reads.append(span.cache_read)
         tree.cache_writes.append(span.cache_write)
         tree.beside.append(span.beside)
         tree.models.append(span.model)
         tree.response_keys.append(span.response_key)
-    tree.parents.extend(positions.get(parent_id, ROOT) for parent_id in parent_ids)
     tree.scope_names = {bit: scope for scope, bit in scopes.items()}
     tree.duplicates = bytearray(len(positions))
-    _measure_depths(tree)
+    _connect(tree, positions, parent_ids)
     return tree
 
 
-def _measure_depths(tree: Tree) -> None:
-    """Count depths from 1. Cuts cycles, which no tracer writes but a bad one might."""
-    parents = tree.parents
-    depths = tree.depths = array("q", bytes(8 * len(parents)))
-    for position in range(len(parents)):
+def _connect(tree: Tree, positions: dict[int, int], parent_ids: dict[int, int]) -> None:
+    """Find each span's nearest ancestor with usage, and its depth. Cuts cycles: no tracer writes them, a bad one might.
+
+    Every span is passed once: where the way up meets one that was passed already, the rest is known.
+    """
+    parents = tree.parents = array("q", bytes(8 * len(positions)))
+    depths = tree.depths = array("q", bytes(8 * len(positions)))
+    between: dict[int, tuple[int, int]] = {}  # spans without usage: the position of the nearest with usage, the depth
+    for span_id in positions:
         path = []
-        at = position
-        while at != ROOT and depths[at] == _UNKNOWN:
-            depths[at] = _UNDERWAY
+        at = span_id
+        nearest, depth = ROOT, 0
+        while at in parent_ids:
+            position = positions.get(at)
+            if position is not None:
+                if depths[position]:
+                    nearest, depth = position, max(depths[position], 0)
+                    break
+                depths[position] = _UNDERWAY
+            elif at in between:
+                nearest, depth = between[at]
+                break
+            else:
+                between[at] = ROOT, 0
             path.append(at)
-            at = parents[at]
-        if at != ROOT and depths[at] == _UNDERWAY:
-            parents[path[-1]] = at = ROOT
-        depth = 0 if at == ROOT else depths[at]
+            at = parent_ids[at]
+        if depth == 0:
+            nearest = ROOT  # a cycle, met where its spans are underway
         for below in reversed(path):
             depth += 1
-            depths[below] = depth
+            position = positions.get(below)
+            if position is None:
+                between[below] = nearest, depth
+            else:
+                parents[position], depths[position] = nearest, depth
+                nearest = position
 
 
-# What counts at a span with usage: its own numbers, the calls below it, the sub-containers below it. Plain integers,
+# What counts at a span: its own numbers, the calls below it, the sub-containers below it. Plain integers,
 # since flags of an enum cost as much as the rest of the algorithm.
 _OWN, _CALLS, _CONTAINERS = 1, 2, 4
 _BELOW = _CALLS | _CONTAINERS
@@ -112,7 +133,7 @@ _BELOW = _CALLS | _CONTAINERS
 
 @dataclass(slots=True)
 class _Below:
-    """What was found below one span, down to the next spans with usage."""
+    """What was found directly below one span."""
 
     calls: int = 0
     calls_prompt: int = 0
@@ -129,15 +150,6 @@ class _Below:
     @property
     def total(self) -> int:
         return self.calls_total + self.containers_total
-
-    def absorb(self, other: _Below) -> None:
-        self.calls += other.calls
-        self.calls_prompt += other.calls_prompt
-        self.calls_total += other.calls_total
-        self.containers += other.containers
-        self.containers_prompt += other.containers_prompt
-        self.containers_total += other.containers_total
-        self.scopes |= other.scopes
 
     def add_call(self, prompt: int, total: int, scopes: int) -> None:
         self.calls += 1
@@ -163,16 +175,10 @@ def counted(tree: Tree) -> list[int]:
 
 
 def _decide(tree: Tree, upwards: list[int], take: bytearray) -> None:
-    """Set what counts at each span with usage, from the leaves up."""
+    """Set what counts at each span, from the leaves up."""
     found: dict[int, _Below] = {}
     for position in upwards:
-        parent = tree.parents[position]
-        below = found.pop(position, None)
-        if tree.prompts[position] == NO_USAGE:
-            if below is not None and parent != ROOT:
-                _merge(found, parent, below)
-            continue
-        below = below or _NOTHING
+        below = found.pop(position, _NOTHING)
         if tree.duplicates[position]:
             chosen = _BELOW
         elif tree.kinds[position] == Kind.LLM:
@@ -180,16 +186,8 @@ def _decide(tree: Tree, upwards: list[int], take: bytearray) -> None:
         else:
             chosen = _of_container(tree, position, below)
         take[position] = chosen
-        if parent != ROOT:
+        if tree.parents[position] != ROOT:
             _pass_up(tree, position, found, below, chosen)
-
-
-def _merge(found: dict[int, _Below], parent: int, below: _Below) -> None:
-    """A span without usage is transparent."""
-    if parent in found:
-        found[parent].absorb(below)
-    else:
-        found[parent] = below
 
 
 def _pass_up(tree: Tree, position: int, found: dict[int, _Below], below: _Below, chosen: int) -> None:
@@ -237,13 +235,8 @@ def _select(tree: Tree, upwards: list[int], take: bytearray) -> list[int]:
     for position in reversed(upwards):
         parent = tree.parents[position]
         allowed = _BELOW if parent == ROOT else passed[parent]
-        chosen = take[position]
-        if chosen:
-            if not allowed & (_CALLS if tree.kinds[position] == Kind.LLM else _CONTAINERS):
-                allowed = 0
-            else:
-                allowed = chosen & _BELOW
-                if chosen & _OWN:
-                    selected.append(position)
-        passed[position] = allowed
+        if allowed & (_CALLS if tree.kinds[position] == Kind.LLM else _CONTAINERS):
+            passed[position] = take[position] & _BELOW
+            if take[position] & _OWN:
+                selected.append(position)
     return selected
