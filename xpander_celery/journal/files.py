@@ -177,7 +177,7 @@ class FileJournal:
             if noted and not self._write(frame(drop_note(noted))):
                 self._unnoted_drops += noted
                 return False
-            self._is_troubled = False
+            self._is_troubled = self.is_off
         return True
 
     def _hold(self, line: bytes) -> Appended:

@@ -66,21 +66,19 @@ class FileReader:
         self._positions = dict(positions)
 
     def poll(self, limit: int) -> Batch:
-        """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again."""
-        if not self._round:
+        """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again.
+
+        A batch below both limits holds all that was written before the call.
+        """
+        is_new_round = not self._round
+        if is_new_round:
             self._begin_round()
         found = _Found(limit)
         positions = dict(self._positions)
-        while self._round and not found.is_full:
-            name = self._round.popleft()
-            try:
-                positions[name] = self._read(name, positions.get(name, 0), found)
-            except FileNotFoundError:
-                positions.pop(name, None)
-            except OSError as error:
-                self._trouble.warn("A segment of the journal %s cannot be read: %s", self._directory, error)
-            if found.is_full and name not in found.finished:
-                self._round.appendleft(name)
+        self._read_round(found, positions)
+        if not (is_new_round or found.is_full):  # so that a batch that is not full has seen every segment
+            self._begin_round()
+            self._read_round(found, positions)
         if found.corrupt:
             self._damage.warn(
                 "%d unreadable lines in the journal %s: kept aside below %s", found.corrupt, self._directory, QUARANTINE
@@ -144,6 +142,18 @@ class FileReader:
                 names.add(entry)
         self._round.extend(sorted(names))
         self._positions = {name: at for name, at in self._positions.items() if name in names}
+
+    def _read_round(self, found: _Found, positions: dict[str, int]) -> None:
+        while self._round and not found.is_full:
+            name = self._round.popleft()
+            try:
+                positions[name] = self._read(name, positions.get(name, 0), found)
+            except FileNotFoundError:
+                positions.pop(name, None)
+            except OSError as error:
+                self._trouble.warn("A segment of the journal %s cannot be read: %s", self._directory, error)
+            if found.is_full and name not in found.finished:
+                self._round.appendleft(name)
 
     def _read(self, name: str, position: int, found: _Found) -> int:
         """Take lines from one segment, and return the position behind them."""

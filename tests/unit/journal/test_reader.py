@@ -178,6 +178,19 @@ def test_a_busy_segment_does_not_starve_the_others(tmp_path: Path, reader: FileR
     assert "job-quiet" in found
 
 
+def test_a_batch_that_is_not_full_holds_all_that_was_written_before(tmp_path: Path, reader: FileReader) -> None:
+    first, second = (create_locked(tmp_path / segment_name(digit * 16, 0)) for digit in "0f")
+    os.write(first, line("first"))
+    os.write(second, line("second") * 3)
+    batch = reader.poll(2)
+    assert [event.job_id for event in batch.events] == ["job-first", "job-second"]
+    reader.settle(batch)
+    os.write(first, line("last words"))
+    os.close(first)
+    assert sorted(event.job_id for event in reader.poll(10).events) == ["job-last words", "job-second", "job-second"]
+    os.close(second)
+
+
 def test_many_finished_segments_are_read_in_batches_and_each_once(tmp_path: Path, reader: FileReader) -> None:
     for number in range(30):
         left_by_the_dead(tmp_path, line(f"{number}-a") + line(f"{number}-b"), number)
