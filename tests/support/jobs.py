@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from celery import Celery, chain, chord, group
+from celery import Celery, chain, chord, group, signals
 from celery.exceptions import Ignore, Reject
 
 import xpander_celery as xc
@@ -25,12 +25,22 @@ app.conf.update(
     if os.environ.get("BROKER_URL", "").startswith("redis")
     else {},
 )
-xc.instrument(app, relay=os.environ.get("TEST_RELAY", "auto"))
+app.conf.xpander_relay = os.environ.get("TEST_RELAY", "auto")
+
+
+def instrument(**_: Any) -> None:
+    xc.instrument(app)
+
+
+if os.environ.get("TEST_INSTRUMENT") == "worker_init":
+    signals.worker_init.connect(instrument, weak=False)
+elif os.environ.get("TEST_INSTRUMENT") != "never":
+    instrument()
 
 SPENT = xc.Tokens(prompt_tokens=10, completion_tokens=1)
 
 
-@app.task
+@app.task(**({"xpander": {os.environ["TEST_OPTION"]: "x"}} if "TEST_OPTION" in os.environ else {}))
 def add(x: int, y: int) -> int:
     return x + y
 
@@ -106,6 +116,13 @@ def reject() -> None:
 @app.task
 def sleep(seconds: float) -> str:
     time.sleep(seconds)
+    return "slept"
+
+
+@app.task(acks_late=True)
+def sleep_late(seconds: float) -> str:
+    xc.current_job().add_usage(SPENT)
+    time.sleep(0 if os.environ.get("TEST_SHORT") else seconds)
     return "slept"
 
 

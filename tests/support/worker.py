@@ -102,7 +102,8 @@ def start_worker(
 
     By default it writes its journal and delivers nothing. A test that fails within shows the worker's log.
     """
-    journal, pidfile = directory / "journal", directory / "worker.pid"
+    directory.mkdir(exist_ok=True)
+    pidfile = directory / "worker.pid"
     variables = {
         "BROKER_URL": broker.url,
         "RESULT_BACKEND": broker.backend,
@@ -110,10 +111,11 @@ def start_worker(
         "XPANDER_API_KEY": "key-of-the-tests",
         "XPANDER_AGENT_ID": AGENT,
         "XPANDER_BASE_URL": "http://127.0.0.1:9",
-        "XPANDER_CELERY_JOURNAL": str(journal),
+        "XPANDER_CELERY_JOURNAL": str(directory / "journal"),
         "TEST_RELAY": "external",
         **environ,
     }
+    journal = Path(variables["XPANDER_CELERY_JOURNAL"])
     command = [python, "-m", "celery", "-A", app, "worker", "--loglevel=INFO", "--without-mingle", "--without-gossip"]
     process = Leashed(
         "worker",
