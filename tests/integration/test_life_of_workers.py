@@ -1,8 +1,7 @@
-"""How workers begin and end with reporting: refusals with a reason, stops that lose nothing, and a broker that comes back."""
+"""How workers begin and end with reporting: refusals with a reason, and stops that lose nothing."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -160,5 +159,5 @@ def test_other_commands_of_the_app_write_nothing(redis_broker: Broker, tmp_path:
         subprocess.run(
             [sys.executable, "-m", "celery", "-A", APP, *command], env=environ, capture_output=True, timeout=60
         )
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     jobs.app.control.purge()
