@@ -205,7 +205,9 @@ class Gate:
             counts = was_flowing and self.flow is Flow.FLOWING and self._another_got_through(permit.row, now)
             if counts and before.attempts + 1 >= MAX_ATTEMPTS:
                 return Ruling(Fate.DEAD, reason=f"failed {MAX_ATTEMPTS} times, last: {reply.reason}", notice=notice)
-            wait_s = max(self._backoff_s(before.tries + 1, now), reply.retry_after_s or 0.0)
+            # while the whole destination waits, the report has no wait of its own
+            backoff_s = self._backoff_s(before.tries + 1, now) if self.flow is Flow.FLOWING else 0.0
+            wait_s = max(backoff_s, reply.retry_after_s or 0.0)
             return Ruling(fate, wait_s=wait_s, counts=counts, reason=reply.reason, notice=notice)
         if fate is Fate.TRIM and before.trimmed:
             fate = Fate.DEAD

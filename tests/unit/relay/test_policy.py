@@ -219,6 +219,13 @@ def test_the_wait_is_the_larger_of_backoff_and_retry_after() -> None:
     assert traffic.send(Reply(Answer.FAILED, "x", 1.0), before=Try(tries=2)).wait_s == 8
 
 
+def test_while_the_whole_destination_waits_a_report_has_no_wait_of_its_own() -> None:
+    for reply in (FAILED, throttled(None), BARRED):
+        traffic = reached(Flow.BROKEN)
+        traffic.wait()
+        assert traffic.send(reply, before=Try(tries=9)).wait_s == 0
+
+
 def test_a_report_that_has_an_outage_for_itself_probes_at_most_once_a_minute() -> None:
     traffic = Traffic(chance=0.01)
     assert traffic.send(FAILED, row=1, before=Try(tries=20)).wait_s == 60
