@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -14,7 +15,6 @@ from rich.text import Text
 
 from xpander_celery.demo.history import Record
 
-_RESULT_WIDTH = 90
 _WIDE_ENOUGH = 120
 
 
@@ -55,26 +55,27 @@ class Screen:
             for record in records:
                 print(json.dumps(record.as_json(), ensure_ascii=False))  # noqa: T201
             return
-        table = Table(title=f"Task history, read back from {url}", title_justify="left")
+        table = Table(
+            title=f"Task history, read back from {url}",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            expand=True,
+            padding=(0, 1, 0, 0),
+        )
         for name in ("Task", "Outcome"):
             table.add_column(name, no_wrap=True)
         for name in ("Duration", "Tokens"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("Tools")
-        table.add_column("Result", ratio=1)
+        table.add_column("Result", no_wrap=True, ratio=1)
         for record in records:
             table.add_row(
                 Text(record.task.removeprefix("demo.")),
                 Text(record.outcome.replace("_", " "), style="green" if record.is_success else "red"),
                 f"{record.duration:.2f} s",
                 f"{record.tokens['total_tokens']:,}" if record.tokens else "",
-                Text(", ".join(record.used_tools)),
-                Text(_first_line(record.result)),
+                Text("\n".join(record.used_tools)),
+                Text((record.result or "").partition("\n")[0]),
             )
         self._console.print(table)
         self.say(f"History page: {url}/")
-
-
-def _first_line(text: str | None) -> str:
-    line = (text or "").strip().partition("\n")[0]
-    return line if len(line) <= _RESULT_WIDTH else f"{line[:_RESULT_WIDTH]}…"

@@ -224,7 +224,9 @@ def _text(label: str, text: str | None) -> Markup:
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return json.dumps(round(value, 3) if isinstance(value, float) else value, ensure_ascii=False)
 
 
 def _address(record: Record) -> str:
