@@ -20,12 +20,13 @@ _MOST_CANDIDATES = 64  # looked at per span: bounds the work where thousands of 
 class _Group:
     """The spans of one call."""
 
-    __slots__ = ("end", "members", "model", "response_key", "scopes")
+    __slots__ = ("cache", "end", "members", "model", "response_key", "scopes")
 
     def __init__(self, tree: Tree, position: int) -> None:
         self.members = [position]
         self.end = tree.ends[position]
         self.scopes = tree.scopes[position]
+        self.cache = tree.cache_reads[position], tree.cache_writes[position]
         self.response_key = tree.response_keys[position]
         self.model = tree.models[position]
 
@@ -46,6 +47,7 @@ class _Groups:
         group.members += other.members
         group.end = max(group.end, other.end)
         group.scopes |= other.scopes
+        group.cache = max(group.cache, other.cache)
         group.response_key = group.response_key or other.response_key
         group.model = group.model or other.model
         for member in group.members:
@@ -127,20 +129,30 @@ def _join_by_counts(tree: Tree, calls: list[int], groups: _Groups) -> None:
 
 
 def _joined(tree: Tree, groups: _Groups, incomplete: dict[int, _Group], group: _Group, position: int) -> _Group:
-    """The group of a span, after it met the first incomplete one that saw the same call."""
+    """The group of a span, after it met an incomplete one that saw the same call.
+
+    One with the same cache counts if there is one, else one where a layer did not see the cache.
+    """
+    found: _Group | None = None
     for key, candidate in list(islice(incomplete.items(), _MOST_CANDIDATES)):
         if candidate.end < tree.starts[position]:
             del incomplete[key]
-        elif _same_call(tree, candidate, group, position):
-            groups.join(candidate, group)
-            return candidate
-    return group
+        elif (found is None or candidate.cache == group.cache) and _same_call(tree, candidate, group, position):
+            found = candidate
+            if candidate.cache == group.cache:
+                break
+    if found is None:
+        return group
+    groups.join(found, group)
+    return found
 
 
 def _same_call(tree: Tree, candidate: _Group, group: _Group, position: int) -> bool:
     if candidate.scopes & group.scopes:
         return False
     if candidate.response_key and group.response_key and candidate.response_key != group.response_key:
+        return False
+    if candidate.cache != group.cache and any(candidate.cache) and any(group.cache):
         return False
     if not _compatible(candidate.model, group.model):
         return False
