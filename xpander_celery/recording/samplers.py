@@ -78,7 +78,7 @@ def _subclass(sampler: Any, wanted: Wanted) -> Undo | None:
     try:
         recording = type(original.__name__, (original,), {"__slots__": (), "should_sample": should_sample})
         object.__setattr__(sampler, "__class__", recording)
-    except TypeError:
+    except (AttributeError, TypeError):
         return None
 
     def undo() -> None:
