@@ -152,6 +152,7 @@ class WorkerLife:
                 self._switch.warn_if_without_key()
                 return
             reporting.journal.open()
+            reporting.session.tracing.prepare()
             for task in app.tasks.values():
                 reporting.session.plan_of(task)
         except XpanderCeleryError as error:

@@ -410,10 +410,10 @@ class Recording(Job):
     def _end_span(self, span: JobSpan, outcome: Outcome, usage: Usage, error: BaseException | None) -> None:
         failed = error is not None and outcome in (Outcome.FAILED, Outcome.INTERRUPTED)
         span.end(
-            usage=usage,
+            usage=usage if usage is not _NOTHING else None,
             error=type(error).__qualname__ if failed else None,
             description=self._recorder.renderer.failure(error) if failed else None,
-            attributes={"xpander.job.outcome": outcome.value},
+            attributes={"xpander.job.outcome": outcome.value} if outcome is not Outcome.SUCCEEDED else None,
         )
 
 
