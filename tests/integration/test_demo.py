@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.sandbox import start_sandbox
+
 _DEMO = [sys.executable, "-m", "xpander_celery.cli", "demo"]
 _ENDS_WITHIN_S = 100
 _KEYS = ["id", "task", "status", "is_success", "duration", "tokens", "used_tools", "input", "result"]
@@ -151,6 +153,24 @@ def test_a_broker_that_does_not_answer_is_said_in_one_line(environ: dict[str, st
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("demo: The broker does not answer")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_live_the_agent_calls_the_model_of_the_users_environment(environ: dict[str, str]) -> None:
+    with start_sandbox() as model:
+        environ |= {"OPENAI_API_KEY": "key-of-the-user", "OPENAI_BASE_URL": f"{model.url}/v1"}
+        done = subprocess.run(
+            [*_DEMO, "--once", "--json", "--live"],
+            capture_output=True,
+            text=True,
+            timeout=_ENDS_WITHIN_S,
+            env=environ,
+            check=False,
+        )
+        served = model.served_usage()["total"]
+    assert done.returncode == 0, done.stderr
+    [agent] = [record for record in map(json.loads, done.stdout.splitlines()) if record["task"] == "demo.ask_agent"]
+    assert {name: agent["tokens"][name] for name in served} == served
+    assert served["prompt_tokens"] > 0
 
 
 def test_live_without_a_key_is_said_in_one_line(environ: dict[str, str]) -> None:
