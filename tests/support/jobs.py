@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from celery import Celery, chain, chord, group, signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from opentelemetry import context, trace
 
 import xpander_celery as xc
 
@@ -155,6 +156,51 @@ def replace_by_group(self: Any) -> None:
 def replace_by_chain(self: Any) -> None:
     xc.current_job().add_usage(SPENT)
     raise self.replace(chain(add.s(1, 1), add.s(10)))
+
+
+@app.task(soft_time_limit=1)
+def count_until_limit() -> str:
+    """Spends nearly all its time in our code."""
+    try:
+        while True:
+            xc.current_job().add_usage(SPENT)
+            with xc.tool_call("search"):
+                pass
+    except SoftTimeLimitExceeded:
+        return "the limit arrived"
+
+
+@app.task(soft_time_limit=1)
+def publish_until_limit() -> str:
+    try:
+        while True:
+            signals.before_task_publish.send(sender="nobody", headers={"id": "none"}, body=((), {}, {}))
+    except SoftTimeLimitExceeded:
+        return "the limit arrived"
+
+
+@app.task
+def leak_a_context() -> None:
+    """As an agent's stream that nobody reads to its end: its span stays current."""
+    span = trace.get_tracer("agent").start_span("abandoned")
+    context.attach(trace.set_span_in_context(span))
+
+
+def spend() -> None:
+    with trace.get_tracer("model").start_as_current_span("chat") as span:
+        span.set_attribute("gen_ai.operation.name", "chat")
+        span.set_attribute("gen_ai.usage.input_tokens", SPENT.prompt_tokens)
+        span.set_attribute("gen_ai.usage.output_tokens", SPENT.completion_tokens)
+
+
+@app.task
+def spend_in_a_span() -> None:
+    spend()
+
+
+@app.task(base=xc.XpanderTask)
+def spend_in_a_span_isolated() -> None:
+    spend()
 
 
 @app.task
