@@ -57,7 +57,7 @@ class JobSpans:
         self.forgotten = False  # the grace is over, or this is a forked child
         self.facts = PackedSpans()
         self.unended: set[int] = set()
-        self.span_id = 0
+        self.span_id: int | None = None  # until its own span has started
         self.seen = False  # the processor saw the job's own span start
         self.dropped = 0
 
@@ -70,6 +70,8 @@ class JobSpans:
         """Keep the facts of a span, and tell the job if they change its usage."""
         if len(self.facts) >= _MAX_SPANS:
             self.dropped += 1
+            if self.dropped == 1:
+                logger.warning("a job has too many spans; the rest is not counted", extra={"event": "spans_dropped"})
             return
         self.facts.append(facts)
         if self.notify is not None and (facts.has_usage or facts.kind is Kind.TOOL):
@@ -97,9 +99,9 @@ class Collector(SpanProcessor):
 
     def identify(self, job: JobSpans, context: SpanContext) -> None:
         """The job's own span has this context."""
+        job.span_id = context.span_id
         if not context.is_valid:
             return
-        job.span_id = context.span_id
         self._owners[context.span_id] = job
         self._traces[context.trace_id] = None if context.trace_id in self._traces else job
         if len(self._traces) > _MAX_TRACES:
@@ -159,7 +161,7 @@ class Collector(SpanProcessor):
             scope = span.instrumentation_scope
             if scope is not None and scope.name == JOB_SCOPE and parent_context is not None:
                 job = parent_context.get(JOB_KEY)
-                if isinstance(job, JobSpans) and not job.seen and job.span_id == 0:
+                if isinstance(job, JobSpans) and job.span_id is None:
                     job.seen = True
                     return
             owner = self.owner_of(parent_context, span.parent, span.start_time or self.clock())
@@ -206,7 +208,7 @@ class Collector(SpanProcessor):
             job.forgotten = True
             job.notify = None
             self._jobs.pop(id(job), None)
-            self._owners.pop(job.span_id, None)
+            self._owners.pop(job.span_id or 0, None)
             for span_id in job.unended:
                 self._owners.pop(span_id, None)
             for trace_id, other in list(self._traces.items()):

@@ -291,13 +291,20 @@ def _base_context(carrier: Mapping[str, object] | None) -> Context:
     job = current.get(JOB_KEY)
     if (isinstance(job, JobSpans) and not job.is_open) or getattr(span, "end_time", None) is not None:
         current, span = Context(), trace.INVALID_SPAN
-    if carrier is None or (span.is_recording() and getattr(span, "kind", None) is SpanKind.CONSUMER):
+    if carrier is None or _is_another_consumer(span):
         return current
     try:
         return propagate.extract(carrier, context=Context(), getter=_TEXT)
     except FAILURES:
         logger.warning("a message's trace context could not be read", exc_info=True, extra={"event": "no_context"})
         return Context()
+
+
+def _is_another_consumer(span: Span) -> bool:
+    """Whether another Celery instrumentation made this span for the job that is about to start."""
+    scope = getattr(span, "instrumentation_scope", None)
+    is_ours = scope is not None and scope.name == JOB_SCOPE
+    return span.is_recording() and getattr(span, "kind", None) is SpanKind.CONSUMER and not is_ours
 
 
 def _link(traceparent: str | None) -> list[Link]:
