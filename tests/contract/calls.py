@@ -107,7 +107,7 @@ AGREED = [
     response("a list", [1, "two", None, True, [], {}]),
     response("a text", "plain"),
     response("a number", 0),
-    response("numbers of exponent form", [1e16, 1e-7, 1.5e300, -0.0]),
+    response("numbers of exponent form", [1e16, 1.5e300, 1e-4, -0.0]),
     response("false", False),
     response("an empty object", {}),
     response("a model", Answer(text="t")),
@@ -313,6 +313,12 @@ DIFFERENCES = [
         "the same; Python's own text",
         body(llm_response="PT1M30S"),
         body(llm_response="0:01:30"),
+    ),
+    Difference(
+        response("a very small number", 1e-7),
+        "the same number, as the faster encoder writes it",
+        lambda requests: b'"llm_response":1e-07' in requests[-1].body,
+        lambda requests: b'"llm_response":1e-7' in requests[-1].body,
     ),
     Difference(
         invoke("with a user without an address", prompt="x", user_details={"first_name": "U"}),
