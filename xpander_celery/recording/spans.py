@@ -170,8 +170,9 @@ class JobSpan:
             )
 
         self._span = start()
-        if providers.noticed(self._job.seen) and not self._span.is_recording():
+        if providers.noticed(self._job.seen):
             self._span = start()
+            providers.noticed(self._job.seen)
         collector.identify(self._job, self._span.get_span_context())
 
     @property
