@@ -97,11 +97,9 @@ def numbers_of_buckets(usage: Mapping[str, Any]) -> Numbers | None:
 
 def value_at(source: object, name: str) -> Any:
     """An entry of a mapping or an attribute of an object; None where there is none or it cannot be had."""
-    if isinstance(source, Mapping):
-        return source.get(name)
     try:
-        return getattr(source, name, None)
-    except Exception:  # noqa: BLE001  an attribute may be a property of a stranger
+        return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+    except Exception:  # noqa: BLE001  the attribute may be a property of a stranger, the mapping a stranger's own
         return None
 
 

@@ -6,7 +6,7 @@ nothing here decides whether a call was already counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ _WITH_RESPONSE_ID = ("openai", "anthropic", "litellm")  # libraries whose `id` i
 _NOT_MODEL_CALLS = ("CreateEmbeddingResponse", "EmbeddingResponse")
 _USAGE_PLACES = (("usage",), ("usage_metadata",), ("metrics", "accumulated_usage"))
 _DEEPEST = 16  # members of members
+_LATEST_S = 2**33  # the year 2242: more is no time in seconds
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_result(value: object) -> Returned | None:
     root = kind.__module__.partition(".")[0]
     if root == "agno" and kind.__name__ in _AGNO_RUNS:
         return _run_output(value)
-    if kind.__name__ in _NOT_MODEL_CALLS:
+    if kind.__name__ in _NOT_MODEL_CALLS or value_at(value, "object") == "list":  # embeddings, as an object or mapping
         return None
     numbers = _numbers_in(value, call=root == "pydantic_ai")
     if numbers is None:
@@ -101,11 +102,18 @@ def _numbers_in(value: object, *, call: bool) -> Numbers | None:
         for place in places:
             block = value_at(block, place)
         if call and callable(block):
-            block = block()
+            block = _called(block)
         numbers = None if block is None else numbers_of(block)
         if numbers is not None:
             return numbers
     return numbers_of(value)
+
+
+def _called(method: Callable[[], object]) -> object:
+    try:
+        return method()
+    except Exception:  # noqa: BLE001  a stranger's method
+        return None
 
 
 def _run_output(value: object) -> Returned:
@@ -214,4 +222,6 @@ def _text(value: object) -> str | None:
 
 
 def _nanoseconds(seconds: object) -> int | None:
-    return int(seconds * 1e9) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < _LATEST_S:
+        return None
+    return int(seconds * 1e9)
