@@ -49,7 +49,7 @@ format: $(VENV)/.installed ## Format and mend what can be mended
 
 contract: $(VENV)/.installed ## The official SDK against the sandbox, and beside our client
 	@tests/contract/setup.sh
-	env -u PYTHONPATH $(SCRUB) .venvs/contract/bin/python -m pytest tests/contract $(ARGS)
+	env -u PYTHONPATH $(SCRUB) .venvs/contract/bin/python -m pytest -W default tests/contract $(ARGS)
 
 faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehaving
 	env $(SCRUB) $(RUN) pytest tests/faults $(ARGS)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from xpander_celery.errors import ConfigurationError
 
-VARIABLE = "XPANDER_CELERY_RELAY"
+VARIABLE = "XPANDER_CELERY_RELAY_CONFIG"  # not the name of a setting: user code may load those in the relay
 _PLATFORM = {  # what an own backend may want to read from the environment as well
     "api_key": "XPANDER_API_KEY",
     "organization_id": "XPANDER_ORGANIZATION_ID",
