@@ -3,8 +3,8 @@
     python benchmarks/bench_job.py [--jobs N] [--rounds N]
 
 Times a job as a worker traces it, in rounds that take turns, and compares what each way adds to the bare job: this
-package, opentelemetry-instrumentation-celery, and an `httpx.Client`, kept alive, that posts in `task_postrun` to a
-server on loopback. Prints one JSON object. Needs opentelemetry-instrumentation-celery.
+package, opentelemetry-instrumentation-celery, and an `httpx.Client`, kept alive, that posts in `task_postrun` to the
+sandbox on loopback. Prints one JSON object. Needs opentelemetry-instrumentation-celery.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import argparse
 import gc
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -29,6 +29,7 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 
 import xpander_celery as xc
+from xpander_celery.report import TaskReport
 
 STRETCHES = 10
 BUDGET = {"ratio_to_opentelemetry": 1.4, "times_less_than_httpx": 10.0}
@@ -112,37 +113,25 @@ def opentelemetry() -> Iterator[None]:
 
 @contextmanager
 def posting() -> Iterator[None]:
-    class Server(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one packet for head and body: two would wait for each other (Nagle)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(200)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-            self.wfile.flush()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/agent-execution/agent/report_task"
+    command = [sys.executable, "-m", "xpander_celery.sandbox", "--port", "0", "--db", ":memory:", "--api-key", "bench"]
+    server = subprocess.Popen([*command, "--stop-at-eof"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    url = f"{server.stdout.readline().split()[2]}/agent-execution/agent/report_task"
     with httpx.Client(trust_env=False) as client:
 
         def post(task_id: str = "", args: Any = None, retval: Any = None, state: Any = None, **_: Any) -> None:
-            body = {"id": task_id, "input": json.dumps(args), "result": retval, "is_success": state == "SUCCESS"}
-            client.post(url, json=body, headers={"x-api-key": "bench"})
+            body = TaskReport(
+                agent_id="agent", id=task_id, input=json.dumps(args), result=retval, is_success=state == "SUCCESS"
+            ).to_wire()
+            headers = {"x-api-key": "bench", "content-type": "application/json"}
+            client.post(url, content=body, headers=headers).raise_for_status()
 
         signals.task_postrun.connect(post, weak=False, dispatch_uid="bench")
         try:
             yield
         finally:
             signals.task_postrun.disconnect(dispatch_uid="bench")
-            server.shutdown()
-            server.server_close()
+            server.communicate()
 
 
 def measured(way: Callable[[], Any], jobs: int, clock: Callable[[], float]) -> float:

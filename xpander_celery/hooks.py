@@ -26,6 +26,7 @@ from xpander_celery.session import Session
 
 _REPLACED = "Replaced by new task"  # celery/app/task.py, `Task.on_replace`
 _ENDED_KEPT = 64
+_SUCCEEDED = Outcome.SUCCEEDED  # looked up once: this is on every job's way
 _SETTLES_TIME_LIMITS = ("gevent", "greenlet", "eventlet")  # modules of what a green pool stops a job with
 _NOT_THE_USERS = ("/celery/app/trace.py", "/xpander_celery/task.py", "/xpander_celery/recording/context.py")
 
@@ -137,7 +138,7 @@ class Hooks:
             return
         recording.leave()
         if state == states.SUCCESS:
-            recording.finish(Outcome.SUCCEEDED, value=retval, continues=recording.message_went_on)
+            recording.finish(_SUCCEEDED, value=retval, continues=recording.message_went_on)
         else:
             in_flight = sys.exc_info()[1]
             if id(in_flight) == self._handled_at_start.get(key):

@@ -161,7 +161,6 @@ class Plans:
             span_name=f"run {name}",
             attributes={
                 "messaging.system": "celery",
-                "messaging.operation.name": "run",
                 "messaging.operation.type": "process",
                 "celery.task_name": name,
             },

@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from celery import Task
 from celery.local import PromiseProxy, Proxy
@@ -169,7 +169,7 @@ def on_mark(listener: Callable[[], None]) -> None:
 
 
 _listeners: list[Callable[[], None]] = []
-_promised: list[tuple[Proxy, TaskOptions]] = []  # decorated above @app.task, so not yet bound to an app
+_promised: list[tuple[Any, TaskOptions]] = []  # decorated above @app.task, so not yet bound to an app
 
 
 def _announce() -> None:
@@ -205,14 +205,15 @@ def _wrapped(function: Callable[..., Any], options: TaskOptions) -> Callable[...
 
 
 def _decorated(task: Any) -> TaskOptions | None:
+    options: Any
     for proxy, options in reversed(_promised):
         if _is_promise_of(proxy, task):
-            return options
+            return cast(TaskOptions, options)
     function = task.run
     while function is not None:
-        said = getattr(function, _OPTIONS, None)
-        if isinstance(said, TaskOptions):
-            return said
+        options = getattr(function, _OPTIONS, None)
+        if isinstance(options, TaskOptions):
+            return options
         function = getattr(function, "__wrapped__", None)
     return None
 
