@@ -10,11 +10,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from celery import bootsteps, signals
+from celery import signals
 
 from xpander_celery.errors import XpanderCeleryError
 from xpander_celery.guard import Guard, guarded
@@ -74,7 +75,7 @@ class WorkerLife:
         self._reporting: Reporting | None = None  # only in the main process of a worker that runs
         self._launcher: Launcher | None = None
         self._unobserve: Callable[[], None] | None = None
-        self._step = _step_of(self)
+        self._step: type | None = None
         self._signals = (
             (signals.worker_init, self.initialized),
             (signals.celeryd_after_setup, self.set_up),
@@ -91,22 +92,24 @@ class WorkerLife:
         """Listen no longer, and take the step out of `apps`."""
         for signal, handler in self._signals:
             signal.disconnect(dispatch_uid=f"xpander_celery.{handler.__name__}")
-        for app in apps:
-            app.steps["consumer"].discard(self._step)
+        if self._step is not None:
+            for app in apps:
+                app.steps["consumer"].discard(self._step)
         self._leave()
 
     def look_after(self, app: Any) -> None:
-        """Have workers of `app` keep the relay running. Known before the worker begins: `instrument()` may be called
-        within its `worker_init`, and handlers that are connected there are not called.
+        """Have the worker of `app` keep the relay running, if this process is one. `instrument()` may be called within
+        its `worker_init`, and handlers that are connected there are not called.
         """
-        app.steps["consumer"].add(self._step)
+        if "celery.bootsteps" in sys.modules:  # which only workers load
+            self._add_step(app)
 
     @guarded
     def initialized(self, sender: Any = None, **_: Any) -> None:
         """`worker_init`. The worker program sends another signal when logging is set up; embedded workers do not."""
         from celery.apps.worker import Worker  # 85 ms, and loaded already in every worker
 
-        self.look_after(sender.app)
+        self._add_step(sender.app)
         if not isinstance(sender, Worker):
             self._begin(sender.app)
 
@@ -142,6 +145,11 @@ class WorkerLife:
     def forget(self) -> None:
         """In a forked child: this is the main process's business."""
         self._reporting = self._launcher = self._unobserve = None
+
+    def _add_step(self, app: Any) -> None:
+        if self._step is None:
+            self._step = _step_of(self)
+        app.steps["consumer"].add(self._step)
 
     def _begin(self, app: Any) -> None:
         if self._reporting is not None:
@@ -215,6 +223,7 @@ class DrainAtExit:
 
 def _step_of(life: WorkerLife) -> type:
     """A step of the consumer: started with each connection to the broker, after which Celery clears its timer."""
+    from celery import bootsteps  # 15 ms that other processes are spared
 
     class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is untyped
         label = "xpander_celery relay"
