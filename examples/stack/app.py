@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import after_task_publish, beat_init, heartbeat_sent, worker_process_init
+from celery.signals import after_task_publish, beat_init, heartbeat_sent, worker_init, worker_process_init
 from openinference.instrumentation.agno import AgnoInstrumentor
 
 import xpander_celery as xc
@@ -55,11 +55,18 @@ if app.conf.broker_url.startswith("redis"):
 xc.instrument(app)
 
 
-@worker_process_init.connect
-def instrument_pool_process(**_: object) -> None:
-    """Once in each process that runs jobs: every model call of Agno becomes a span, and spans are exported."""
-    export_traces()
+@worker_init.connect
+def instrument_agno(**_: object) -> None:
+    """Once, before the pool: every model call of Agno becomes a span. It imports much, and a pool process that is not
+    ready within 4 s is killed and started again, for ever on a busy machine.
+    """
     AgnoInstrumentor().instrument()
+
+
+@worker_process_init.connect
+def export_from_pool_process(**_: object) -> None:
+    """In each process that runs jobs: exporters have threads, which a fork does not copy."""
+    export_traces()
 
 
 @beat_init.connect

@@ -91,7 +91,7 @@ def test_a_killed_worker_and_a_killed_relay_lose_nothing(stack: Stack) -> None:
     stack.crash(stack.containers("worker")[0])
     stack.crash(relay)
     began_before = len(stack.begun())
-    until(lambda: len(stack.begun()) > began_before + 20, timeout_s=60, what="jobs after the kills")
+    until(lambda: len(stack.begun()) > began_before + 20, timeout_s=240, what="jobs after the kills")
     stack.stop_sending()
 
     def missing() -> set[str]:
