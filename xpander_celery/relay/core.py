@@ -143,6 +143,11 @@ class Relay:
         """When the next open job may be over."""
         return self._index.next_look()
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether an open job waits for the end of a process."""
+        return bool(self._index.watched())
+
     # The parts of a turn
 
     def _read(self, now: float) -> bool:

@@ -68,7 +68,7 @@ class Index:
         """How many jobs stand there."""
         return self._phases[phase]
 
-    def watched(self) -> Iterable[str]:
+    def watched(self) -> Collection[str]:
         """The processes at whose death some job must be looked at."""
         return self._watchers.keys()
 

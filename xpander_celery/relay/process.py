@@ -135,7 +135,9 @@ async def _turn_until_over(
             has_workers, look_at = _has_workers(directory), now + _WORKERS_EVERY_S
         if relay.is_relieved:
             lifetime.relieve()
-        is_drained = relay.is_drained and (lifetime.mode is Mode.ONCE or relay.next_look() > now + LINGER_S)
+        # without workers, what an open job watches is dead: it falls due soon, though the index does not know that yet
+        is_settled = relay.next_look() > now + LINGER_S and not (relay.is_watching and not has_workers)
+        is_drained = relay.is_drained and (lifetime.mode is Mode.ONCE or is_settled)
         if lifetime.is_over(now, has_workers=has_workers, is_quiet=relay.is_quiet, is_drained=is_drained):
             return
         with contextlib.suppress(TimeoutError):

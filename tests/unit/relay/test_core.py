@@ -216,6 +216,18 @@ async def test_jobs_of_a_dead_worker_are_closed_as_lost(house: RelayHouse) -> No
     assert "WorkerLostError" in str(report.result)
 
 
+async def test_it_says_whether_an_open_job_waits_for_the_end_of_a_process(house: RelayHouse) -> None:
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    await house.settle()
+    assert house.relay.is_watching
+    worker.kill()
+    await house.go_on(2)
+    assert not house.relay.is_watching  # the death is noted, and when the job falls due
+    assert house.relay.next_look() < float("inf")
+
+
 async def test_what_a_dead_worker_had_written_counts_however_long_it_takes_to_read(house: RelayHouse) -> None:
     worker = house.journal.another_process()
     worker.open()
