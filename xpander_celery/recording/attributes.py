@@ -83,28 +83,37 @@ PENDING = ("logfire.span_type", "pending_span")
 
 # The kind that a framework's own attribute gives. Values are compared in lower case; a value that is not listed says
 # that the span is no call to a model.
-FRAMEWORK_KIND = {
-    "openinference.span.kind": {
-        "llm": Kind.LLM,
-        "tool": Kind.TOOL,
-        "embedding": Kind.EXCLUDED,
-        "reranker": Kind.EXCLUDED,
-        "retriever": Kind.EXCLUDED,
-    },
-    "traceloop.span.kind": {"tool": Kind.TOOL},
-    "langfuse.observation.type": {
-        "generation": Kind.LLM,
-        "tool": Kind.TOOL,
-        "embedding": Kind.EXCLUDED,
-        "retriever": Kind.EXCLUDED,
-    },
-    "langsmith.span.kind": {
-        "llm": Kind.LLM,
-        "tool": Kind.TOOL,
-        "embedding": Kind.EXCLUDED,
-        "retriever": Kind.EXCLUDED,
-    },
-}
+FRAMEWORK_KIND = (
+    (
+        "openinference.span.kind",
+        {
+            "llm": Kind.LLM,
+            "tool": Kind.TOOL,
+            "embedding": Kind.EXCLUDED,
+            "reranker": Kind.EXCLUDED,
+            "retriever": Kind.EXCLUDED,
+        },
+    ),
+    ("traceloop.span.kind", {"tool": Kind.TOOL}),
+    (
+        "langfuse.observation.type",
+        {
+            "generation": Kind.LLM,
+            "tool": Kind.TOOL,
+            "embedding": Kind.EXCLUDED,
+            "retriever": Kind.EXCLUDED,
+        },
+    ),
+    (
+        "langsmith.span.kind",
+        {
+            "llm": Kind.LLM,
+            "tool": Kind.TOOL,
+            "embedding": Kind.EXCLUDED,
+            "retriever": Kind.EXCLUDED,
+        },
+    ),
+)
 # The kind that the operation gives, where no framework names one.
 OPERATION = ("gen_ai.operation.name", "llm.request.type", "ai.operationId")
 OPERATION_KIND = {
@@ -173,7 +182,7 @@ RELEVANT = frozenset(
         *CACHE_WRITE,
         LANGFUSE_USAGE,
         *TOOL_NAME,
-        *FRAMEWORK_KIND,
+        *(key for key, _ in FRAMEWORK_KIND),
         *OPERATION,
     }
 )

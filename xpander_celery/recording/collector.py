@@ -17,7 +17,7 @@ from opentelemetry.context import Context, create_key, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, get_current_span
 
-from xpander_celery.recording.attributes import JOB_SCOPE, Kind
+from xpander_celery.recording.attributes import Kind
 from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.packed import PackedSpans
 
@@ -36,18 +36,7 @@ _MAX_SPANS = 500_000
 class JobSpans:
     """What one job's spans said so far. Filled by the collector, from any thread."""
 
-    __slots__ = (
-        "collector",
-        "dropped",
-        "ended",
-        "facts",
-        "forgotten",
-        "notify",
-        "seen",
-        "span_id",
-        "started",
-        "unended",
-    )
+    __slots__ = ("collector", "dropped", "ended", "facts", "forgotten", "notify", "seen", "span_id", "started")
 
     def __init__(self, collector: Collector, notify: Callable[[bool], None] | None) -> None:
         self.collector = collector
@@ -56,7 +45,6 @@ class JobSpans:
         self.ended: int | None = None
         self.forgotten = False  # the grace is over, or this is a forked child
         self.facts = PackedSpans()
-        self.unended: set[int] = set()
         self.span_id: int | None = None  # until its own span has started
         self.seen = False  # the processor saw the job's own span start
         self.dropped = 0
@@ -84,7 +72,8 @@ class Collector(SpanProcessor):
     def __init__(self, *, grace_s: float, clock: Callable[[], int] = time_ns) -> None:
         self.clock = clock
         self._grace_ns = int(grace_s * 1e9)
-        self._owners: dict[int, JobSpans] = {}  # open spans, and the span of each job
+        self._owners: dict[int, JobSpans] = {}  # of the spans that are open
+        self._own_spans: dict[int, JobSpans] = {}  # of the jobs themselves
         self._traces: dict[int, JobSpans | None] = {}  # None: of several jobs, or of one that is over
         self._jobs: dict[int, JobSpans] = {}  # running or in grace
         self._ended: deque[JobSpans] = deque()
@@ -102,7 +91,7 @@ class Collector(SpanProcessor):
         job.span_id = context.span_id
         if not context.is_valid:
             return
-        self._owners[context.span_id] = job
+        self._own_spans[context.span_id] = job
         self._traces[context.trace_id] = None if context.trace_id in self._traces else job
         if len(self._traces) > _MAX_TRACES:
             self._traces.pop(next(iter(self._traces)), None)
@@ -149,6 +138,7 @@ class Collector(SpanProcessor):
             job.forgotten = True
             job.notify = None
         self._owners.clear()
+        self._own_spans.clear()
         self._traces.clear()
         self._jobs.clear()
         self._ended.clear()
@@ -158,37 +148,32 @@ class Collector(SpanProcessor):
         if not self.enabled:
             return
         try:
-            scope = span.instrumentation_scope
-            if scope is not None and scope.name == JOB_SCOPE and parent_context is not None:
+            if parent_context is not None:
                 job = parent_context.get(JOB_KEY)
                 if isinstance(job, JobSpans) and job.span_id is None:
-                    job.seen = True
+                    job.seen = True  # its own span, which is about to be identified
                     return
-            owner = self.owner_of(parent_context, span.parent, span.start_time or self.clock())
+            owner = self.owner_of(parent_context, span.parent, span.start_time or 0)
             if owner is not None:
-                span_id = span.context.span_id
-                self._owners[span_id] = owner
-                owner.unended.add(span_id)
+                self._owners[span.context.span_id] = owner
         except FAILURES:
             logger.warning("a span could not be attributed", exc_info=True, extra={"event": "span_not_attributed"})
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep the span's facts with its job. A span that arrives twice is taken once."""
         try:
-            span_id = span.context.span_id
-            owner = self._owners.get(span_id)
-            if owner is None or span_id not in owner.unended:
+            owner = self._owners.pop(span.context.span_id, None)
+            if owner is None or not self._takes(owner):
                 return
-            del self._owners[span_id]
-            owner.unended.discard(span_id)
             facts = SpanFacts.from_span(span)
-            if facts is not None and self._takes(owner):
+            if facts is not None:
                 owner.add(facts)
         except FAILURES:
             logger.warning("a span could not be read", exc_info=True, extra={"event": "span_not_read"})
 
     def _by_descent(self, parent: SpanContext) -> JobSpans | None:
-        return self._owners.get(parent.span_id) or self._traces.get(parent.trace_id)
+        span_id = parent.span_id
+        return self._owners.get(span_id) or self._own_spans.get(span_id) or self._traces.get(parent.trace_id)
 
     def _by_time(self, start: int) -> JobSpans | None:
         running = [
@@ -208,9 +193,10 @@ class Collector(SpanProcessor):
             job.forgotten = True
             job.notify = None
             self._jobs.pop(id(job), None)
-            self._owners.pop(job.span_id or 0, None)
-            for span_id in job.unended:
-                self._owners.pop(span_id, None)
+            self._own_spans.pop(job.span_id or 0, None)
+            for span_id, owner in list(self._owners.items()):
+                if owner is job:
+                    self._owners.pop(span_id, None)
             for trace_id, other in list(self._traces.items()):
                 if other is job:
                     self._traces[trace_id] = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from ast import literal_eval
 from collections.abc import Mapping
 from json import loads
-from sys import intern
 from typing import Any, NamedTuple
 
 from xpander_celery.recording import attributes as keys
@@ -53,34 +52,34 @@ class SpanFacts(NamedTuple):
         """
         scope = span.instrumentation_scope
         parent = span.parent
+        start = span.start_time or 0
         return facts_of(
-            span_id=span.context.span_id,
-            parent_id=0 if parent is None else parent.span_id,
-            scope="" if scope is None else scope.name,
-            name=span.name,
-            start=span.start_time or 0,
-            end=span.end_time or span.start_time or 0,
-            failed=not span.status.is_ok,
-            attributes=span.attributes.copy(),  # once: a look-up in the span's own mapping costs five times as much
+            span.context.span_id,
+            0 if parent is None else parent.span_id,
+            "" if scope is None else scope.name,
+            span.name,
+            start,
+            span.end_time or start,
+            not span.status.is_ok,
+            span.attributes.copy(),  # once: a look-up in the span's own mapping costs five times as much
         )
 
     @classmethod
     def from_dict(cls, span: Mapping[str, Any]) -> SpanFacts | None:
         """The facts of a span written as a plain mapping: span_id, parent_id, name, scope, start, end, attributes."""
         return facts_of(
-            span_id=key_of(span["span_id"]),
-            parent_id=key_of(span["parent_id"]),
-            scope=span["scope"],
-            name=span["name"],
-            start=span["start"],
-            end=span["end"],
-            failed=bool(span.get("failed", False)),
-            attributes=dict(span["attributes"]),
+            key_of(span["span_id"]),
+            key_of(span["parent_id"]),
+            span["scope"],
+            span["name"],
+            span["start"],
+            span["end"],
+            bool(span.get("failed", False)),
+            dict(span["attributes"]),
         )
 
 
 def facts_of(
-    *,
     span_id: int,
     parent_id: int,
     scope: str,
@@ -90,35 +89,41 @@ def facts_of(
     failed: bool,
     attributes: dict[str, Any],
 ) -> SpanFacts | None:
-    """The facts of one span; None for a pending span, which stands for one that is still open."""
-    scope = intern(scope)
+    """The facts of one span; None for a pending span, which stands for one that is still open.
+
+    A user's code waits for this at the end of each span: one construction, and no look-up for spans without usage.
+    """
     raw = name == keys.LITELLM_RAW_SPAN
     if not raw and keys.RELEVANT.isdisjoint(attributes) and not name.startswith(keys.TOOL_SPAN_PREFIXES):
         return SpanFacts(span_id, parent_id, scope, Kind.PLAIN, start, end, failed)
     if attributes.get(keys.PENDING[0]) == keys.PENDING[1]:
         return None
     kind = Kind.LLM if raw else _kind(name, attributes)
-    facts = SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
     if kind is Kind.EXCLUDED:
-        return facts
-    if kind is Kind.TOOL:
-        facts = facts._replace(tool=_tool_name(name, attributes))
-    elif kind is Kind.LLM:
-        facts = facts._replace(requested=_requested(attributes))
-    provider = (_first_text(attributes, keys.PROVIDER) or "").lower()
-    numbers = _litellm_numbers(attributes) if raw else _numbers(scope, name, provider, attributes)
+        return SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
+    tool = _tool_name(name, attributes) if kind is Kind.TOOL else None
+    requested = _requested(attributes) if keys.REQUESTED_TOOL[0] in attributes and kind is Kind.LLM else ()
+    numbers = _litellm_numbers(attributes) if raw else _numbers(scope, name, attributes)
     if numbers is None:
-        return facts
-    model = _first_text(attributes, keys.MODEL)
-    return facts._replace(
-        kind=kind or Kind.CONTAINER,
-        prompt=numbers.prompt,
-        completion=numbers.completion,
-        cache_read=numbers.cache_read,
-        cache_write=numbers.cache_write,
-        beside=numbers.beside or provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES,
-        model=None if model is None else intern(model),
-        response_key=key_of(_first_text(attributes, keys.RESPONSE_ID)),
+        return SpanFacts(span_id, parent_id, scope, kind, start, end, failed, tool=tool, requested=requested)
+    prompt, completion, cache_read, cache_write, beside = numbers
+    return SpanFacts(
+        span_id,
+        parent_id,
+        scope,
+        kind or Kind.CONTAINER,
+        start,
+        end,
+        failed,
+        prompt,
+        completion,
+        cache_read,
+        cache_write,
+        beside,
+        _first_text(attributes, keys.MODEL),
+        key_of(_first_text(attributes, keys.RESPONSE_ID)),
+        tool,
+        requested,
     )
 
 
@@ -129,19 +134,20 @@ def key_of(text: str | None) -> int:
 
 def _kind(name: str, attributes: Mapping[str, Any]) -> Kind:
     named: Kind | None = None
-    for key, kinds in keys.FRAMEWORK_KIND.items():
+    for key, kinds in keys.FRAMEWORK_KIND:
         value = attributes.get(key)
         if isinstance(value, str):
             kind = kinds.get(value.lower(), Kind.PLAIN)
             if kind is Kind.TOOL:
                 return kind
             named = kind if named is None or kind > named else named
-    operation = Kind.PLAIN
     for key in keys.OPERATION:
         value = attributes.get(key)
         if isinstance(value, str):
             operation = keys.OPERATION_KIND.get(value, Kind.PLAIN)
             break
+    else:
+        operation = Kind.PLAIN
     if operation is Kind.TOOL or (named is None and _has_tool_name(name, attributes)):
         return Kind.TOOL
     return operation if named is None else named
@@ -157,7 +163,7 @@ def _tool_name(name: str, attributes: Mapping[str, Any]) -> str:
         tool = name
         for prefix in keys.TOOL_SPAN_PREFIXES:
             tool = tool.removeprefix(prefix)
-    return intern(tool)
+    return tool
 
 
 def _requested(attributes: Mapping[str, Any]) -> tuple[str, ...]:
@@ -167,16 +173,15 @@ def _requested(attributes: Mapping[str, Any]) -> tuple[str, ...]:
         name = attributes.get(key)
         if not isinstance(name, str):
             break
-        names.append(intern(name))
+        names.append(str.__str__(name))
     return tuple(names)
 
 
 def _first_count(attributes: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        if name in attributes:
-            value = count(attributes[name])
-            if value is not None:
-                return value
+        value = attributes.get(name)
+        if value is not None and (found := count(value)) is not None:
+            return found
     return None
 
 
@@ -184,12 +189,12 @@ def _first_text(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str | 
     for name in names:
         value = attributes.get(name)
         if value and isinstance(value, str):
-            return value
+            return str.__str__(value)  # a plain one, also of an enumeration's member
     return None
 
 
-def _numbers(scope: str, name: str, provider: str, attributes: Mapping[str, Any]) -> Numbers | None:
-    """The counts of a span, the prompt with cache; None where it states neither prompt nor completion."""
+def _numbers(scope: str, name: str, attributes: Mapping[str, Any]) -> tuple[int, int, int, int, bool] | None:
+    """The counts of a span, as `Numbers` has them; None where it states neither prompt nor completion."""
     prompt = _first_count(attributes, keys.PROMPT)
     completion = _first_count(attributes, keys.COMPLETION)
     if prompt is None and completion is None:
@@ -198,12 +203,15 @@ def _numbers(scope: str, name: str, provider: str, attributes: Mapping[str, Any]
     cache_read = _first_count(attributes, keys.CACHE_READ) or 0
     cache_write = _first_count(attributes, keys.CACHE_WRITE) or 0
     cache = cache_read + cache_write
-    if cache and (
-        _writes_prompt_without_cache(scope, name, provider)
-        or is_beside(prompt, completion, cache, _first_count(attributes, keys.TOTAL))
+    if not cache:
+        return prompt, completion, 0, 0, False
+    provider = (_first_text(attributes, keys.PROVIDER) or "").lower()
+    if _writes_prompt_without_cache(scope, name, provider) or is_beside(
+        prompt, completion, cache, _first_count(attributes, keys.TOTAL)
     ):
-        return Numbers(prompt + cache, completion, cache_read, cache_write, beside=True)
-    return Numbers(prompt, completion, cache_read, cache_write)
+        return prompt + cache, completion, cache_read, cache_write, True
+    beside = provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES
+    return prompt, completion, cache_read, cache_write, beside
 
 
 def _writes_prompt_without_cache(scope: str, name: str, provider: str) -> bool:

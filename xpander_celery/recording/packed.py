@@ -30,23 +30,45 @@ class PackedSpans:
 
     def append(self, facts: SpanFacts) -> None:
         """Keep the facts. Raises OverflowError or struct.error for counts beyond 63 bits."""
+        (
+            span_id,
+            parent_id,
+            scope,
+            kind,
+            start,
+            end,
+            failed,
+            prompt,
+            completion,
+            cache_read,
+            cache_write,
+            beside,
+            model,
+            response_key,
+            tool,
+            requested,
+        ) = facts
+        numbers = self._numbers
+        for name in (scope, model, tool, requested):
+            if name not in numbers:
+                numbers.setdefault(name, next(self._next))
         self._rows += _ROW.pack(
-            facts.span_id,
-            facts.parent_id,
-            facts.start,
-            facts.end,
-            _NO_USAGE if facts.prompt is None else facts.prompt,
-            facts.completion,
-            facts.cache_read,
-            facts.cache_write,
-            facts.response_key,
-            self._number(facts.scope),
-            self._number(facts.model),
-            self._number(facts.tool),
-            self._number(facts.requested),
-            facts.kind,
-            facts.failed,
-            facts.beside,
+            span_id,
+            parent_id,
+            start,
+            end,
+            _NO_USAGE if prompt is None else prompt,
+            completion,
+            cache_read,
+            cache_write,
+            response_key,
+            numbers[scope],
+            numbers[model],
+            numbers[tool],
+            numbers[requested],
+            kind,
+            failed,
+            beside,
         )
 
     def __iter__(self) -> Iterator[SpanFacts]:
@@ -74,7 +96,3 @@ class PackedSpans:
                 names[tool],
                 names[requested],
             )
-
-    def _number(self, name: Any) -> int:
-        number = self._numbers.get(name)
-        return self._numbers.setdefault(name, next(self._next)) if number is None else number

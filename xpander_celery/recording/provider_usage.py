@@ -40,7 +40,8 @@ _BUCKET_CACHE_READ = ("input_cache_read", "input_cached_tokens", "cache_read_inp
 _BUCKET_CACHE_WRITE = ("input_cache_creation", "cache_creation_input_tokens")
 
 
-_MOST_DIGITS = 15  # more is no count of tokens, and must fit 63 bits when added
+_MOST_DIGITS = 15  # more is no count of tokens, and sums must fit 63 bits
+_MOST = 10**_MOST_DIGITS
 
 
 class Numbers(NamedTuple):
@@ -55,9 +56,11 @@ class Numbers(NamedTuple):
 
 def count(value: object) -> int | None:
     """A count as it is found in the wild: a non-negative integer or a string of digits, nothing else."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS:
-        value = int(value)
-    return value if type(value) is int and 0 <= value < 10**_MOST_DIGITS else None
+    if type(value) is int:
+        return value if 0 <= value < _MOST else None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
+        return int(value)
+    return None
 
 
 def is_beside(prompt: int, completion: int, cache: int, total: int | None) -> bool:

@@ -6,6 +6,7 @@ import json
 import random
 import time
 import tracemalloc
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,21 @@ class TestKinds:
     def test_tokens_that_no_model_generated_from_are_left_out(self, attributes: dict[str, str]) -> None:
         excluded = span("e", None, GENAI, gen_ai__usage__input_tokens=7, **attributes)
         assert counts(usage_of([excluded, chat("c", "e", GENAI, 100, 10)])) == (100, 10, 0, 0)
+
+    def test_members_of_an_enumeration_count_as_their_text(self) -> None:
+        class Written(str, Enum):  # noqa: UP042  as libraries still write it
+            KIND = "TOOL"
+            NAME = "look"
+            MODEL = "gpt-4o"
+
+        tool = span("t", None, OPENAI, openinference__span__kind=Written.KIND, tool__name=Written.NAME)
+        job = PackedSpans()
+        job.append(tool)
+        job.append(chat("c", "t", OPENAI, 100, 10, gen_ai__request__model=Written.MODEL))
+        usage = usage_of(job)
+        assert usage.used_tools == ("look",)
+        assert [type(name) for name in (*usage.used_tools, *usage.by_model)] == [str, str]
+        assert list(usage.by_model) == ["gpt-4o"]
 
 
 class TestCache:
