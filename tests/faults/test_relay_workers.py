@@ -1,0 +1,111 @@
+"""Real Celery workers that stop, are killed and are renewed. The numbers are those of the table of faults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from celery import Celery
+
+from tests.support.broker import Broker, start_redis
+from tests.support.sandbox import Sandbox, start_sandbox
+from tests.support.waiting import until
+from tests.support.worker import AGENT, APP, Worker, start_worker
+from xpander_celery.relay.config import VARIABLE
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with start_redis() as broker:
+        yield broker
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with start_sandbox() as sandbox:
+        yield sandbox
+
+
+@contextmanager
+def working(broker: Broker, sandbox: Sandbox, directory: Path, *options: str, **environ: str) -> Iterator[Worker]:
+    platform = {"XPANDER_BASE_URL": sandbox.url, "XPANDER_API_KEY": sandbox.api_key}
+    with start_worker(broker, directory, *options, **{"TEST_RELAY": "auto", **platform, **environ}) as worker:
+        yield worker
+
+
+def send(broker: Broker, task: str, *arguments: Any, count: int = 1) -> list[str]:
+    with Celery("client", broker=broker.url, set_as_current=False) as client:
+        return [client.send_task(f"{APP}.{task}", arguments, ignore_result=True).id for _ in range(count)]
+
+
+def test_8_what_a_warm_stop_finds_done_is_delivered_before_the_worker_has_ended(
+    broker: Broker, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with working(broker, sandbox, tmp_path, "--concurrency=2") as worker:
+        ids = send(broker, "add", 1, 2, count=20)
+        until(lambda: worker.log.count(" succeeded in ") == 20, what="twenty jobs")
+        worker.stop()
+        assert {record["id"] for record in sandbox.records(AGENT)} == set(ids)
+
+
+def test_8_or_by_the_next_relay(broker: Broker, sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.set_faults({"status": 503, "method": "POST"})
+    with working(broker, sandbox, tmp_path, "--concurrency=1") as worker:
+        ids = send(broker, "add", 1, 2, count=5)
+        until(lambda: worker.log.count(" succeeded in ") == 5, what="five jobs")
+        worker.stop()
+    assert sandbox.records(AGENT) == []
+    sandbox.set_faults()
+    with working(broker, sandbox, tmp_path, "--concurrency=1"):
+        until(lambda: len(sandbox.records(AGENT)) == 5, timeout_s=90, what="five records")
+    assert {record["id"] for record in sandbox.records(AGENT)} == set(ids)
+
+
+def test_11_a_child_that_the_kernel_kills_leaves_one_lost_record_with_what_it_spent(
+    broker: Broker, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with working(broker, sandbox, tmp_path, "--concurrency=1"):
+        (job_id,) = send(broker, "die")
+        record = until(lambda: sandbox.record(job_id), timeout_s=60, what="the record")
+        assert record["status"] != "completed"
+        assert "WorkerLostError" in record["result"]
+        assert record["tokens"]["prompt_tokens"] == 10
+        (after,) = send(broker, "add", 1, 2)
+        until(lambda: sandbox.record(after), what="the record of a job after it")
+    assert sandbox.posts_by_id() == {job_id: 1, after: 1}
+
+
+@pytest.mark.timeout(900)
+def test_12_two_thousand_children_leave_two_thousand_records_and_no_descriptor(
+    broker: Broker, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with working(broker, sandbox, tmp_path, "--concurrency=2", "--max-tasks-per-child=1") as worker:
+        first = send(broker, "add", 1, 2, count=100)
+        until(lambda: len(sandbox.posts_by_id()) == 100, timeout_s=120, what="the first hundred")
+        (relay,) = relays_of(tmp_path)
+        before = {process.pid: process.num_fds() for process in (psutil.Process(worker.pid), relay)}
+        ids = first + send(broker, "add", 1, 2, count=1900)
+        until(lambda: len(sandbox.posts_by_id()) >= 2000, timeout_s=700, what="two thousand reports")
+        after = {process.pid: process.num_fds() for process in (psutil.Process(worker.pid), relay)}
+        assert all(after[pid] <= before[pid] + 8 for pid in before), (before, after)
+    assert {record["id"] for record in sandbox.records(AGENT)} == set(ids)
+    assert set(sandbox.posts_by_id().values()) == {1}
+    assert len(list((tmp_path / "journal").rglob("*.alive"))) <= 4
+
+
+def relays_of(directory: Path) -> list[psutil.Process]:
+    """The relays that serve the journal in this directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "xpander_celery.relay" in (process.info["cmdline"] or []):
+            try:
+                if str(directory) in process.environ().get(VARIABLE, ""):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+    return [process for process in found if process.pid != os.getpid()]
