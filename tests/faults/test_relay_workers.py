@@ -61,7 +61,8 @@ def test_8_or_by_the_next_relay(broker: Broker, sandbox: Sandbox, tmp_path: Path
         worker.stop()
     assert sandbox.records(AGENT) == []
     sandbox.set_faults()
-    with working(broker, sandbox, tmp_path, "--concurrency=1"):
+    (again := tmp_path / "again").mkdir()
+    with working(broker, sandbox, again, "--concurrency=1", XPANDER_CELERY_JOURNAL=str(tmp_path / "journal")):
         until(lambda: len(sandbox.records(AGENT)) == 5, timeout_s=90, what="five records")
     assert {record["id"] for record in sandbox.records(AGENT)} == set(ids)
 
