@@ -38,7 +38,8 @@ class Batch:
     """What one `poll` found. `positions` replaces what the index stored: a segment without an entry is unread.
 
     `dropped` sums what writers say that they had to drop. `finished` names the segments that nobody will write to
-    again and that this batch reads to the end: `settle` removes them.
+    again and that this batch reads to the end: `settle` removes them. `receipts`, one for each event, are given by a
+    journal that may have to keep events until what they led to is delivered.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Batch:
     dropped: int = 0
     size: int = 0
     finished: frozenset[str] = frozenset()
+    receipts: tuple[str, ...] = ()
 
 
 class Journal(Protocol):

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xpander_celery.errors import JournalError
-from xpander_celery.events import encode
 from xpander_celery.journal import Appended, Counters, location
 from xpander_celery.journal.notices import Notice
 from xpander_celery.journal.segment_writer import SegmentWriter
-from xpander_celery.journal.segments import MAX_RECORD_BYTES, drop_note, frame
-from xpander_celery.journal.trimming import fitted
+from xpander_celery.journal.segments import drop_note, frame
+from xpander_celery.journal.trimming import record_text
 
 HELD_EVENTS = 1000
 HELD_BYTES = 8 * 1024**2
@@ -83,17 +82,17 @@ class FileJournal:
         else:
             location.warn_of_network_file_system(self.directory)
 
+    def announce(self) -> None:
+        """Become alive without a segment; raises OSError or `JournalError`."""
+        self._segments.announce()
+
     def append(self, event: dict[str, Any]) -> Appended:
         """Keep one event: one system call, and no wait."""
-        try:
-            text = encode(event)
-        except (ValueError, TypeError, RecursionError):
-            text = b""
-        if not 0 < len(text) <= MAX_RECORD_BYTES:
-            text = fitted(event) or b""
+        text, is_trimmed = record_text(event)
+        if is_trimmed:
             self.counters.trimmed += 1
-            if not text:
-                return self._drop("it cannot be encoded")
+        if text is None:
+            return self._drop("it cannot be encoded")
         line = frame(text)
         if self._is_troubled:
             return self._append_in_trouble(line)
@@ -124,7 +123,7 @@ class FileJournal:
     def close(self) -> None:
         """Write what is held, as far as that is possible now, and give up segment and liveness."""
         self._retry_at = 0.0
-        while self._is_troubled and self._catch_up():
+        while (self._held or self._unnoted_drops) and self._catch_up():
             continue
         if self._held:
             _logger.warning("%d events were lost with this process", len(self._held), extra={"event": "journal_lost"})
@@ -182,6 +181,7 @@ class FileJournal:
 
     def _hold(self, line: bytes) -> Appended:
         if self.is_off:
+            self.counters.dropped += 1
             return Appended.DROPPED
         held = self._held
         if len(held) >= HELD_EVENTS or sum(map(len, held.copy())) + len(line) > HELD_BYTES:

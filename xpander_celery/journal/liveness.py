@@ -6,6 +6,7 @@ lock or a missing file means that the process is dead.
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -42,3 +43,12 @@ def is_alive(directory: Path, process_id: str) -> bool:
 def process_of(name: str) -> str | None:
     """The process that a liveness file is of, None for another file."""
     return name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else None
+
+
+def processes_in(directory: Path) -> list[str]:
+    """The processes that have a liveness file, alive or not; none where the directory cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            return [process_id for entry in entries if (process_id := process_of(entry.name)) is not None]
+    except OSError:
+        return []

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xpander_celery.events import decode, encode
+from xpander_celery.events import decode
 from xpander_celery.journal import Appended, Batch, Counters
 from xpander_celery.journal.liveness import new_process_id
-from xpander_celery.journal.segments import MAX_RECORD_BYTES
-from xpander_celery.journal.trimming import fitted
+from xpander_celery.journal.trimming import record_text
 
 _NAME = "memory"
 
@@ -36,14 +35,9 @@ class MemoryJournal:
     def append(self, event: dict[str, Any]) -> Appended:
         """Keep one event, as long as this process lives."""
         self.open()
-        try:
-            text = encode(event)
-        except (ValueError, TypeError, RecursionError):
-            text = b""
-        if not 0 < len(text) <= MAX_RECORD_BYTES:
-            text = fitted(event) or b""
-            self.counters.trimmed += 1
-        if not text:
+        text, is_trimmed = record_text(event)
+        self.counters.trimmed += is_trimmed
+        if text is None:
             self.counters.dropped += 1
             return Appended.DROPPED
         self._store.texts.append(text)

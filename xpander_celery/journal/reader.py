@@ -50,8 +50,15 @@ class _Found:
 class FileReader:
     """Reads the segments in `directory`. One object, in the process that holds the directory's lock."""
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        decode: Callable[[bytes], Event] = decode,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._directory = directory
+        self._decode = decode
         self._clock = clock
         self._positions: dict[str, int] = {}  # no entry: not read yet
         self._round: deque[str] = deque()  # the segments not looked at since the directory was last listed
@@ -188,12 +195,11 @@ class FileReader:
                 break
         return taken
 
-    @staticmethod
-    def _understand(text: bytes, found: _Found) -> bool:
+    def _understand(self, text: bytes, found: _Found) -> bool:
         try:
             dropped = dropped_in(text)
             if dropped is None:
-                found.events.append(decode(text))
+                found.events.append(self._decode(text))
             else:
                 found.dropped += dropped
         except (UnreadableEventError, ValueError):

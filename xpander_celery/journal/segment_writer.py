@@ -137,20 +137,24 @@ class SegmentWriter:
         self._rotate_at = now + MAX_SEGMENT_AGE_S
         self._size = 0
 
-    def _create(self) -> int:
+    def announce(self) -> None:
+        """Become alive; the second time it does nothing."""
         if not self._is_prepared:
             location.prepare(self._directory)
             self._is_prepared = True
+        if not self._liveness:
+            self._liveness.append(liveness.announce(self._directory, self.process_id))
+
+    def _create(self) -> int:
         try:
             return self._create_in_place()
         except FileNotFoundError:
-            location.prepare(self._directory)
+            self._is_prepared = False
             self._let_go(self._liveness)  # its file went with the directory
             return self._create_in_place()
 
     def _create_in_place(self) -> int:
-        if not self._liveness:
-            self._liveness.append(liveness.announce(self._directory, self.process_id))
+        self.announce()
         fresh = create_locked(self._directory / segment_name(self.process_id, next(self._numbers)))
         if self._sync_always:
             _sync_directory(self._directory)
@@ -159,8 +163,9 @@ class SegmentWriter:
     def stay_alive(self) -> None:
         """Become alive again if somebody removed the liveness file, perhaps with the whole directory."""
         if self._liveness and not liveness.has_file(self._directory, self.process_id):
-            location.prepare(self._directory)
-            self._liveness.append(liveness.announce(self._directory, self.process_id))
+            self._is_prepared = False
+            self._let_go(self._liveness)
+            self.announce()
 
     def make_room(self) -> None:
         """Give up a segment that holds something, so that the reader may remove it; the next write opens another."""

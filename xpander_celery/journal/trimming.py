@@ -13,6 +13,15 @@ _KEPT_BYTES = 4096
 _ESSENTIAL = ("v", "kind", "job_id", "attempt_id", "at", "child", "owner", "outcome", "duration_s", "continues")
 
 
+def record_text(event: dict[str, Any]) -> tuple[bytes | None, bool]:
+    """The text of `event`, and whether it had to be trimmed to fit; None if it cannot be recorded at all."""
+    try:
+        text = encode(event)
+    except (ValueError, TypeError, RecursionError):
+        return fitted(event), True
+    return (text, False) if len(text) <= MAX_RECORD_BYTES else (fitted(event), True)
+
+
 def fitted(event: dict[str, Any]) -> bytes | None:
     """The text of `event` with its largest values cut, as few of them as it takes; None if nothing helps."""
     for candidate in _smaller_and_smaller(event):

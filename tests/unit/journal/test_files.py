@@ -349,6 +349,9 @@ def test_a_default_directory_that_cannot_be_used_switches_off_with_one_warning(
     begin(journal)
     assert journal.is_off
     assert [journal.append(progress(number)) for number in range(3)] == [Appended.DROPPED] * 3
+    journal.tend()
+    journal.close()
+    assert journal.is_off
     assert len(caplog.records) == 1
     assert "XPANDER_CELERY_JOURNAL" in caplog.text
 

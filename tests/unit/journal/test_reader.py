@@ -78,6 +78,13 @@ def test_a_segment_that_was_committed_but_not_removed_is_not_read_again(tmp_path
     assert not path.exists()
 
 
+def test_what_was_committed_but_not_settled_is_not_read_again(tmp_path: Path, reader: FileReader) -> None:
+    left_by_the_dead(tmp_path, line(1) + line(2) + line(3))
+    following = FileReader(tmp_path)
+    following.resume(reader.poll(2).positions)
+    assert drain(following) == ["job-3"]
+
+
 def test_a_live_segment_stays_and_a_line_in_the_making_is_waited_for(tmp_path: Path, reader: FileReader) -> None:
     descriptor = create_locked(tmp_path / segment_name(DEAD, 0))
     os.write(descriptor, line(1) + line(2)[:10])
