@@ -187,10 +187,11 @@ def _keep_one(tree: Tree, group: _Group) -> None:
         if other == keeper:
             continue
         tree.duplicates[other] = True
-        tree.beside[keeper] |= tree.beside[other]
-        tree.models[keeper] = tree.models[keeper] or tree.models[other]
-        cache = tree.cache_reads[other] + tree.cache_writes[other]
-        if cache and not tree.cache_reads[keeper] and not tree.cache_writes[keeper]:
-            tree.cache_reads[keeper], tree.cache_writes[keeper] = tree.cache_reads[other], tree.cache_writes[other]
-            if tree.prompts[keeper] + cache == tree.prompts[other]:  # it counted without the cache, and did not say so
-                tree.prompts[keeper] = tree.prompts[other]
+        tree.complete(
+            keeper,
+            prompt=tree.prompts[other],
+            cache_read=tree.cache_reads[other],
+            cache_write=tree.cache_writes[other],
+            beside=bool(tree.beside[other]),
+            model=tree.models[other],
+        )

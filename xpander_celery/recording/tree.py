@@ -52,6 +52,18 @@ class Tree:
                 return False
         return lower == upper
 
+    def complete(
+        self, position: int, *, prompt: int, cache_read: int, cache_write: int, beside: bool, model: str | None
+    ) -> None:
+        """Add to a call what another witness of it knows and the span does not: the model, and the cache."""
+        self.models[position] = self.models[position] or model
+        self.beside[position] |= beside
+        cache = cache_read + cache_write
+        if cache and not self.cache_reads[position] and not self.cache_writes[position]:
+            self.cache_reads[position], self.cache_writes[position] = cache_read, cache_write
+            if self.prompts[position] + cache == prompt:  # it counted without the cache, and did not say so
+                self.prompts[position] = prompt
+
     def upwards(self) -> list[int]:
         """All positions, children before their parents."""
         return sorted(range(len(self.kinds)), key=self.depths.__getitem__, reverse=True)

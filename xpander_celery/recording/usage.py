@@ -43,14 +43,14 @@ def usage_of(spans: Iterable[SpanFacts], *, added: Iterable[Added] = (), returne
     mark_duplicates(tree)
     positions = counted(tree)
     calls = _Sums()
-    calls.add_spans(tree, positions)
     used = dict.fromkeys(tools.names())
     added = tuple(added)
     if added:
-        calls.add(not_given(added, tree, positions))
+        calls.add(not_given(added, tree, positions))  # before the spans are summed, since it completes them
         for item in added:
             if isinstance(item.what, Returned):
                 used.update(dict.fromkeys(item.what.used_tools))
+    calls.add_spans(tree, positions)
     if returned is not None:
         if not calls.count:
             calls.add(returned.calls)

@@ -441,6 +441,25 @@ class TestAdded:
         assert counts(usage) == (307, 37, 0, 0)
         assert usage.used_tools == ("look",)
 
+    @pytest.mark.parametrize(("stated", "beside"), [(300, False), (250, True)], ids=["inclusive", "without cache"])
+    def test_a_run_whose_agent_states_the_sum_counts_once_and_completes_it(self, stated: int, beside: bool) -> None:
+        agent = span("a", None, "l", gen_ai__usage__input_tokens=stated, gen_ai__usage__output_tokens=30)
+        calls = (
+            Call(100, 10, cache_read=20, beside=beside, run_id="run"),
+            Call(200, 20, cache_write=30, beside=beside, run_id="run"),
+        )
+        usage = usage_of([agent], added=[Added(Returned(calls=calls), at=99)])
+        assert counts(usage) == (300, 30, 20, 30)
+        assert usage.sent.prompt_tokens == (250 if beside else 300)
+        assert usage.llm_calls == 1
+
+    def test_a_response_completes_the_cache_of_the_span_that_gave_it(self) -> None:
+        call = Call(100, 10, cache_read=40, model="gpt-4o", response_id="r")
+        for attributes in ({"gen_ai__response__id": "r"}, {}):
+            usage = usage_of([chat("a", None, GENAI, 100, 10, **attributes)], added=[Added(Returned((call,)), at=99)])
+            assert counts(usage) == (100, 10, 40, 0)
+            assert list(usage.by_model) == ["gpt-4o"]
+
     def test_a_member_run_added_before_its_team_counts_once(self) -> None:
         member = Returned(calls=(Call(100, 10, run_id="member"),))
         team = Returned(calls=(Call(50, 5, run_id="team"), Call(100, 10, run_id="member")))

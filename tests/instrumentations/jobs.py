@@ -1,0 +1,236 @@
+"""The jobs of each library: ordinary code around a model, as a user writes it. Runs in the environment of that library.
+
+Every function takes a prompt and returns what the library returns, which the job may also add explicitly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Job = Callable[[str], Any]
+MODEL = "gpt-4.1-mini"
+CLAUDE = "claude-sandbox"
+
+
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+def population(city: str) -> str:
+    """The population of a city."""
+    return f"{len(city)} people"
+
+
+def _schema(function: Callable[..., str]) -> dict[str, Any]:
+    return {
+        "name": function.__name__,
+        "description": function.__doc__,
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }
+
+
+def openai_jobs(url: str) -> dict[str, Job]:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    tools: Any = [{"type": "function", "function": _schema(function)} for function in (weather, population)]
+
+    def chat(prompt: str) -> Any:
+        return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": prompt}])
+
+    def stream(prompt: str) -> Any:
+        chunks = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": prompt}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        return list(chunks)[-1]
+
+    def with_tools(prompt: str) -> Any:
+        return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": prompt}], tools=tools)
+
+    def responses(prompt: str) -> Any:
+        return client.responses.create(model=MODEL, input=prompt)
+
+    def threads(prompt: str) -> Any:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(chat, [prompt, prompt, f"{prompt} again"]))
+
+    def gathered(prompt: str) -> Any:
+        async def ask() -> Any:
+            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as ask_async:
+                one: Any = {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
+                return await asyncio.gather(*(ask_async.chat.completions.create(**one) for _ in range(3)))
+
+        return asyncio.run(ask())
+
+    return {
+        "chat": chat,
+        "stream": stream,
+        "tools": with_tools,
+        "responses": responses,
+        "threads": threads,
+        "gather": gathered,
+    }
+
+
+def anthropic_jobs(url: str) -> dict[str, Job]:
+    import anthropic
+
+    client = anthropic.Anthropic(base_url=url, api_key="none")
+
+    def messages(prompt: str) -> Any:
+        return client.messages.create(model=CLAUDE, max_tokens=500, messages=[{"role": "user", "content": prompt}])
+
+    def stream(prompt: str) -> Any:
+        with client.messages.stream(
+            model=CLAUDE, max_tokens=500, messages=[{"role": "user", "content": prompt}]
+        ) as events:
+            return events.get_final_message()
+
+    def two(prompt: str) -> Any:
+        return [messages(prompt), messages(f"{prompt} again")]
+
+    return {"messages": messages, "stream": stream, "two": two}
+
+
+def agno_jobs(url: str) -> dict[str, Job]:
+    from agno.agent import Agent
+    from agno.models.anthropic import Claude
+    from agno.models.openai import OpenAIChat
+    from agno.team import Team
+
+    def model() -> Any:
+        return OpenAIChat(id=MODEL, base_url=f"{url}/v1", api_key="none")
+
+    def agent(name: str = "Assistant", **how: Any) -> Any:
+        return Agent(name=name, model=model(), tools=[weather, population], telemetry=False, **how)
+
+    def run(prompt: str) -> Any:
+        return agent().run(prompt)
+
+    def one_by_one(prompt: str) -> Any:
+        return agent().run(f"{prompt} [one by one]")
+
+    def stream(prompt: str) -> Any:
+        return list(agent().run(prompt, stream=True, stream_events=True))[-1]
+
+    def arun(prompt: str) -> Any:
+        return asyncio.run(agent().arun(prompt))
+
+    def team(prompt: str) -> Any:
+        members = [agent("Member")]
+        return Team(name="Team", members=members, model=model(), telemetry=False).run(prompt)
+
+    def claude(prompt: str) -> Any:
+        spoken = Claude(id=CLAUDE, api_key="none", client_params={"base_url": url})
+        return Agent(name="Claude", model=spoken, tools=[weather], telemetry=False).run(prompt)
+
+    return {
+        "run": run,
+        "one by one": one_by_one,
+        "stream": stream,
+        "arun": arun,
+        "team": team,
+        "claude": claude,
+    }
+
+
+def langchain_jobs(url: str) -> dict[str, Job]:
+    from langchain.agents import create_agent
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
+    llm = ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key="none", stream_usage=True)  # type: ignore[arg-type]
+
+    def invoke(prompt: str) -> Any:
+        return llm.invoke(prompt)
+
+    def stream(prompt: str) -> Any:
+        whole: Any = None
+        for chunk in llm.stream(prompt):
+            whole = chunk if whole is None else whole + chunk
+        return whole
+
+    def agent(prompt: str) -> Any:
+        made = create_agent(llm, tools=[tool(weather), tool(population)])
+        answer = made.invoke({"messages": [{"role": "user", "content": prompt}]})
+        return [message for message in answer["messages"] if getattr(message, "usage_metadata", None)]
+
+    def batch(prompt: str) -> Any:
+        return llm.batch([prompt, prompt, f"{prompt} again"])
+
+    return {"invoke": invoke, "stream": stream, "agent": agent, "batch": batch}
+
+
+def pydantic_ai_jobs(url: str) -> dict[str, Job]:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    def agent(*tools: Any) -> Any:
+        provider = OpenAIProvider(base_url=f"{url}/v1", api_key="none")
+        return Agent(OpenAIChatModel(MODEL, provider=provider), tools=list(tools), name="P")
+
+    def run(prompt: str) -> Any:
+        return agent(weather, population).run_sync(prompt)
+
+    def nested(prompt: str) -> Any:
+        inner = agent(weather)
+
+        async def ask_expert(question: str) -> str:
+            """Ask an expert."""
+            return str((await inner.run(question)).output)
+
+        return agent(ask_expert).run_sync(prompt)
+
+    return {"run": run, "nested": nested}
+
+
+def strands_jobs(url: str) -> dict[str, Job]:
+    from strands import Agent, tool
+    from strands.models.openai import OpenAIModel
+
+    def run(prompt: str) -> Any:
+        model = OpenAIModel(client_args={"base_url": f"{url}/v1", "api_key": "none"}, model_id=MODEL)
+        return Agent(model=model, tools=[tool(weather), tool(population)], callback_handler=None)(prompt)
+
+    return {"run": run}
+
+
+def litellm_jobs(url: str) -> dict[str, Job]:
+    import litellm
+
+    how: Any = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"}
+
+    def completion(prompt: str) -> Any:
+        return litellm.completion(messages=[{"role": "user", "content": prompt}], **how)
+
+    def two(prompt: str) -> Any:
+        return [completion(prompt), completion(f"{prompt} again")]
+
+    def stream(prompt: str) -> Any:
+        messages = [{"role": "user", "content": prompt}]
+        chunks = litellm.completion(messages=messages, stream=True, stream_options={"include_usage": True}, **how)
+        return list(chunks)[-1]
+
+    return {"completion": completion, "two": two, "stream": stream}
+
+
+JOBS: dict[str, Callable[[str], dict[str, Job]]] = {
+    "openai": openai_jobs,
+    "anthropic": anthropic_jobs,
+    "agno": agno_jobs,
+    "langchain": langchain_jobs,
+    "pydantic-ai": pydantic_ai_jobs,
+    "strands": strands_jobs,
+    "litellm": litellm_jobs,
+    "logfire": openai_jobs,
+}
+# What is added explicitly can be compared only where the job's value tells all of its calls.
+TELLS_NOT_ALL = {("pydantic-ai", "nested")}
