@@ -19,6 +19,8 @@ from tests.support.journal import sized
 from xpander_celery.journal import Appended
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.reader import FileReader
+from xpander_celery.journal.redis import writer as redis_writer
+from xpander_celery.journal.redis.reader import RedisReader
 
 _ROOT = Path(__file__).parents[2]
 
@@ -128,6 +130,37 @@ def relay(directory: Path, index_path: Path, die_after_commit: int) -> None:
         reader.settle(batch)
 
 
+def write_to_redis(directory: Path, url: str, ledger_path: Path, name: str) -> None:
+    """Append to Redis for ever, with a timer, each acknowledged event into the ledger; failures last a second."""
+    redis_writer.SPILL_S, redis_writer.TEND_AGAIN_S = 1.0, 0.5
+    journal = redis_writer.RedisJournal(url, "destination", spill=FileJournal(directory))
+    ledger_file = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    journal.open()
+    say_ready()
+    number, tend_at = 0, 0.0
+    while True:
+        number += 1
+        if journal.append(sized(f"{name}-{number}", 200)) is Appended.DURABLE:
+            os.write(ledger_file, f"job-{name}-{number}\n".encode())
+        if time.monotonic() >= tend_at:
+            journal.tend()
+            tend_at = time.monotonic() + 0.2
+        time.sleep(0.001)
+
+
+def relay_of_redis(index_path: Path, url: str) -> None:
+    """Read from Redis into a file of ids, synced before each batch is settled."""
+    reader = RedisReader(url, "destination", lease_s=1.5)
+    index = os.open(index_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    say_ready()
+    while True:
+        batch = reader.poll(50)
+        os.write(index, "".join(f"{event.job_id}\n" for event in batch.events).encode())
+        reader.settle(batch)
+        if not batch.finished:
+            time.sleep(0.01)
+
+
 def write_always_synced(directory: Path, count: int) -> None:
     """Append with fsync="always", and say on standard output when each append has returned."""
     journal = FileJournal(directory, fsync="always")
@@ -156,6 +189,10 @@ if __name__ == "__main__":
         write_half_and_die(Path(place))
     elif role == "relay":
         relay(Path(place), Path(rest[0]), int(rest[1]))
+    elif role == "redis":
+        write_to_redis(Path(place), rest[0], Path(rest[1]), rest[2])
+    elif role == "redis-relay":
+        relay_of_redis(Path(place), rest[0])
     elif role == "always":
         write_always_synced(Path(place), int(rest[0]))
     elif role == "sync":

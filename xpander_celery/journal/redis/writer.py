@@ -26,10 +26,10 @@ from xpander_celery.journal.trimming import record_text
 
 TIMEOUT_S = 0.25
 SPILL_S = 30.0
+TEND_AGAIN_S = 10.0  # sooner than jobs do: no job waits for the timer
 HEARTBEAT_S = 60  # how long one counts, where a timer sends the next
 LONG_HEARTBEAT_S = 3600  # where none can be relied on: a script, or a worker whose jobs keep its timer from running
 
-_TEND_AGAIN_S = 10.0  # sooner than jobs do: no job waits for the timer
 _NEVER = float("-inf")
 _BYTES_PER_EVENT = 1024  # by which a cap in bytes becomes one in entries, which Redis can tell at once
 _logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class RedisJournal:
 
     def _turn_to_files(self, trouble: Exception) -> None:
         self._spill_until = self._clock() + SPILL_S
-        self._tend_at = self._clock() + _TEND_AGAIN_S
+        self._tend_at = self._clock() + TEND_AGAIN_S
         self._trouble.warn(
             "Redis at %s does not take events, for %d s they go to files in %s: %s",
             self._client.address, SPILL_S, self._spill.directory, trouble,
