@@ -34,6 +34,7 @@ _PARENT_RANK = {
 
 _PARENT_WORD_S = 60.0  # a parent hears of its child's death up to 5 s later, and may be busy
 _OWN_WORD_S = 10.0  # where both are one process
+_CHILD_WORD_S = 2.0  # a child that is being killed may still say how far it came
 
 _WORDS = {  # what happened, where whoever saw it left no text
     Outcome.FAILED: "failed",
@@ -206,6 +207,8 @@ def verdict(state: JobState, *, now: float, gone: Mapping[str, float], redeliver
     over = max((i for i, (_, a) in enumerate(order) if a.end is not None and not a.continues), default=-1)
     silent = [attempt for _, attempt in order[over + 1 :] if attempt.end is None]
     waits = [wait for attempt in silent if (wait := _wait_for_word(attempt, now, gone, redelivery_wait_s))]
+    if over >= 0 and not waits and (wait := _wait_for_child(order[over][1], now, gone)):
+        waits = [wait]
     if waits:
         until = min((wait.until for wait in waits if wait.until is not None), default=None)
         return Open(until, frozenset().union(*(wait.watch for wait in waits)))
@@ -236,6 +239,16 @@ def _wait_for_word(attempt: Attempt, now: float, gone: Mapping[str, float], rede
         until = None
         watch = frozenset((started.child, started.owner))
     return Open(until, watch) if until is None or now < until else None
+
+
+def _wait_for_child(attempt: Attempt, now: float, gone: Mapping[str, float]) -> Open | None:
+    """How long the child may still speak of an attempt that its parent gave up; None: no longer."""
+    started, ended = attempt.started, attempt.ended
+    if ended is None or attempt.finished is not None or (started is not None and started.child in gone):
+        return None
+    until = ended.at + _CHILD_WORD_S
+    watch = frozenset((started.child,)) if started is not None else frozenset[str]()
+    return Open(until, watch) if now < until else None
 
 
 def _patience_s(facts: JobFacts, redelivery_wait_s: float) -> float:

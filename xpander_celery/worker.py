@@ -160,6 +160,8 @@ class WorkerLife:
                 self._switch.warn_if_without_key()
                 return
             reporting.journal.open()
+            if getattr(reporting.journal, "is_off", False):
+                return  # no place for it, and none was asked for: the journal said so
             reporting.session.tracing.prepare()
             for task in app.tasks.values():
                 reporting.session.plan_of(task)

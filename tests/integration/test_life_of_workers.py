@@ -47,6 +47,21 @@ def test_an_unusable_journal_stops_the_worker(redis_broker: Broker, tmp_path: Pa
     assert "This worker stops: the journal cannot be opened" in str(refusal.value)
 
 
+def test_a_default_journal_that_cannot_be_written_turns_reporting_off(redis_broker: Broker, tmp_path: Path) -> None:
+    with start_worker(
+        redis_broker,
+        tmp_path,
+        ONE_CHILD,
+        XPANDER_CELERY_JOURNAL="",
+        XDG_STATE_HOME="/proc/no-such-place",
+        TEST_RELAY="auto",
+    ) as worker:
+        assert jobs.add.delay(1, 1).get(timeout=30) == 2
+        worker.stop()
+        assert worker.log.count("Reporting is off: no journal") == 1
+        assert "relay" not in worker.log.replace("without-", "")
+
+
 def test_an_unknown_option_of_a_task_stops_the_worker(redis_broker: Broker, tmp_path: Path) -> None:
     with (
         pytest.raises(ProcessError) as refusal,

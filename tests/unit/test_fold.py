@@ -276,6 +276,24 @@ def test_a_job_without_an_end_stays_open_as_long_as_a_word_may_come(
 
 
 @pytest.mark.parametrize(
+    ("events", "gone", "expected"),
+    [
+        ([started(), ended(at=105)], {}, Open(107, frozenset((CHILD,)))),
+        ([ended(at=105)], {}, Open(107, frozenset())),  # what its child said may not be read yet
+        ([started(), ended(at=105)], {CHILD: 105.5}, "lost"),
+        ([started(), ended(at=105), finished(outcome="interrupted", at=105.5)], {}, "lost"),
+        ([started(), ended(at=105), finished(at=105.5)], {}, "succeeded"),
+    ],
+)
+def test_a_child_that_is_being_killed_may_still_say_how_far_it_came(
+    events: list[Event], gone: dict[str, float], expected: Open | str
+) -> None:
+    result = judged(*events, now=106, gone=gone)
+    assert (result.outcome if isinstance(result, Final) else result) == expected
+    assert isinstance(judged(*events, now=107, gone=gone), Final)
+
+
+@pytest.mark.parametrize(
     ("events", "gone", "outcome", "text"),
     [
         ([started()], {OWNER: 5.0}, "lost", "WorkerLostError: the worker went away without a word"),

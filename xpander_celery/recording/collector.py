@@ -17,7 +17,6 @@ from opentelemetry.context import Context, create_key, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, get_current_span
 
-from xpander_celery.recording.attributes import Kind
 from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.packed import PackedSpans
 
@@ -62,7 +61,7 @@ class JobSpans:
                 logger.warning("a job has too many spans; the rest is not counted", extra={"event": "spans_dropped"})
             return
         self.facts.append(facts)
-        if self.notify is not None and (facts.has_usage or facts.kind is Kind.TOOL):
+        if self.notify is not None and (facts.prompt is not None or facts.tool is not None):
             self.notify(self.ended is not None)
 
 

@@ -14,6 +14,9 @@ from xpander_celery.recording import attributes as keys
 from xpander_celery.recording.attributes import Kind
 from xpander_celery.recording.provider_usage import Numbers, count, is_beside, numbers_of, numbers_of_buckets
 
+# By name: looking a member up in an enumeration costs 0.1 µs, ten times in each span.
+_PLAIN, _CONTAINER, _LLM, _TOOL, _EXCLUDED = Kind
+
 
 class SpanFacts(NamedTuple):
     """One finished span, reduced. Prompts include cache; times are nanoseconds on the spans' clock.
@@ -95,31 +98,26 @@ def facts_of(
     """
     raw = name == keys.LITELLM_RAW_SPAN
     if not raw and keys.RELEVANT.isdisjoint(attributes) and not name.startswith(keys.TOOL_SPAN_PREFIXES):
-        return SpanFacts(span_id, parent_id, scope, Kind.PLAIN, start, end, failed)
+        return SpanFacts(span_id, parent_id, scope, _PLAIN, start, end, failed)
     if attributes.get(keys.PENDING[0]) == keys.PENDING[1]:
         return None
-    kind = Kind.LLM if raw else _kind(name, attributes)
-    if kind is Kind.EXCLUDED:
+    kind = _LLM if raw else _kind(name, attributes)
+    if kind is _EXCLUDED:
         return SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
-    tool = _tool_name(name, attributes) if kind is Kind.TOOL else None
-    requested = _requested(attributes) if keys.REQUESTED_TOOL[0] in attributes and kind is Kind.LLM else ()
+    tool = _tool_name(name, attributes) if kind is _TOOL else None
+    requested = _requested(attributes) if keys.REQUESTED_TOOL[0] in attributes and kind is _LLM else ()
     numbers = _litellm_numbers(attributes) if raw else _numbers(scope, name, attributes)
     if numbers is None:
         return SpanFacts(span_id, parent_id, scope, kind, start, end, failed, tool=tool, requested=requested)
-    prompt, completion, cache_read, cache_write, beside = numbers
     return SpanFacts(
         span_id,
         parent_id,
         scope,
-        kind or Kind.CONTAINER,
+        kind or _CONTAINER,
         start,
         end,
         failed,
-        prompt,
-        completion,
-        cache_read,
-        cache_write,
-        beside,
+        *numbers,
         _first_text(attributes, keys.MODEL),
         key_of(_first_text(attributes, keys.RESPONSE_ID)),
         tool,
@@ -137,19 +135,19 @@ def _kind(name: str, attributes: Mapping[str, Any]) -> Kind:
     for key, kinds in keys.FRAMEWORK_KIND:
         value = attributes.get(key)
         if isinstance(value, str):
-            kind = kinds.get(value.lower(), Kind.PLAIN)
-            if kind is Kind.TOOL:
+            kind = kinds.get(value.lower(), _PLAIN)
+            if kind is _TOOL:
                 return kind
             named = kind if named is None or kind > named else named
     for key in keys.OPERATION:
         value = attributes.get(key)
         if isinstance(value, str):
-            operation = keys.OPERATION_KIND.get(value, Kind.PLAIN)
+            operation = keys.OPERATION_KIND.get(value, _PLAIN)
             break
     else:
-        operation = Kind.PLAIN
-    if operation is Kind.TOOL or (named is None and _has_tool_name(name, attributes)):
-        return Kind.TOOL
+        operation = _PLAIN
+    if operation is _TOOL or (named is None and _has_tool_name(name, attributes)):
+        return _TOOL
     return operation if named is None else named
 
 

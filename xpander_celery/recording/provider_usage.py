@@ -29,11 +29,10 @@ _CACHE_WRITE = (
     "input_token_details.cache_creation",
 )
 _TOTAL = ("total_tokens", "totalTokens", "total_token_count")
-# Anthropic and Bedrock count cache beside these prompts.
-_BESIDE = (
-    ("input_tokens", ("cache_read_input_tokens", "cache_creation_input_tokens")),
-    ("inputTokens", ("cacheReadInputTokens", "cacheWriteInputTokens")),
-)
+# Anthropic counts cache beside this prompt.
+_ANTHROPIC = ("input_tokens", ("cache_read_input_tokens", "cache_creation_input_tokens"))
+# Bedrock does so too, and its total says it. Strands writes every provider's counts under Bedrock's names.
+_BEDROCK = ("inputTokens", ("cacheReadInputTokens", "cacheWriteInputTokens"))
 
 # Langfuse's own buckets are disjoint, so the prompt is the sum of these and of every `input_*`.
 _BUCKET_CACHE_READ = ("input_cache_read", "input_cached_tokens", "cache_read_input_tokens")
@@ -79,9 +78,10 @@ def numbers_of(usage: object) -> Numbers | None:
     cache_read = _first(usage, _CACHE_READ) or 0
     cache_write = _first(usage, _CACHE_WRITE) or 0
     cache = cache_read + cache_write
-    beside = is_beside(prompt, completion, cache, _first(usage, _TOTAL)) or any(
-        _count_at(usage, name) is not None and _first(usage, names) is not None for name, names in _BESIDE
-    )
+    total = _first(usage, _TOTAL)
+    beside = is_beside(prompt, completion, cache, total) or _has(usage, *_ANTHROPIC)
+    if total != prompt + completion:
+        beside = beside or _has(usage, *_BEDROCK)
     return Numbers(prompt + cache if beside else prompt, completion, cache_read, cache_write, beside)
 
 
@@ -104,6 +104,10 @@ def value_at(source: object, name: str) -> Any:
         return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
     except Exception:  # noqa: BLE001  the attribute may be a property of a stranger, the mapping a stranger's own
         return None
+
+
+def _has(usage: object, prompt: str, cache: tuple[str, ...]) -> bool:
+    return _count_at(usage, prompt) is not None and _first(usage, cache) is not None
 
 
 def _first(usage: object, names: tuple[str, ...]) -> int | None:

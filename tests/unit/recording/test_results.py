@@ -288,11 +288,35 @@ class TestOthers:
                 ),
                 (120, 10, 20, 0),
             ),
+            (
+                SimpleNamespace(
+                    metrics=SimpleNamespace(
+                        accumulated_usage={
+                            "inputTokens": 100,
+                            "outputTokens": 10,
+                            "totalTokens": 110,
+                            "cacheReadInputTokens": 20,
+                        }
+                    )
+                ),
+                (100, 10, 20, 0),
+            ),
+            ({"usage": {"inputTokens": 100, "outputTokens": 10, "cacheReadInputTokens": 20}}, (120, 10, 20, 0)),
             ({"id": "x", "usage": {"prompt_tokens": 100, "completion_tokens": 10}}, (100, 10, 0, 0)),
             ({"usage": {"input_tokens": 50, "output_tokens": 10, "cache_read_input_tokens": 20}}, (70, 10, 20, 0)),
             ({"prompt_tokens": 100, "completion_tokens": 10}, (100, 10, 0, 0)),
         ],
-        ids=["langchain", "langchain cache", "gemini", "strands", "dict", "anthropic dict", "bare usage"],
+        ids=[
+            "langchain",
+            "langchain cache",
+            "gemini",
+            "strands on bedrock",
+            "strands on openai",
+            "bedrock",
+            "dict",
+            "anthropic dict",
+            "bare usage",
+        ],
     )
     def test_a_usage_block_is_found_wherever_it_is(self, value: Any, expected: tuple[int, int, int, int]) -> None:
         assert total(read_result(value)) == expected
