@@ -1,9 +1,9 @@
 """What an append costs: one process at full speed, and eight processes at 200 events a second each.
 
-    python benchmarks/bench_append.py [--seconds N] [--events N] [--directory PATH] [--json]
+    python benchmarks/bench_append.py [--seconds N] [--events N] [--directory PATH] [--redis URL] [--json]
 
 The same events of 2 KB go to the journal, to a bare `os.write` of bytes that are already encoded (what no journal can
-undercut), and as JSON into one SQLite file in WAL mode; the ways take turns. Exits with 1 when a budget is exceeded.
+undercut), and as JSON into one SQLite file in WAL mode; with `--redis`, to the Redis journal too; the ways take turns. Exits with 1 when a budget is exceeded.
 A busy machine only ever adds time, so of three runs the best one counts, and where even the bare write takes half of
 the budget, the machine is too busy for it: then the journal may take four times the bare write.
 """
@@ -25,6 +25,7 @@ from typing import Any
 
 from xpander_celery.events import encode
 from xpander_celery.journal.files import FileJournal
+from xpander_celery.journal.redis.writer import RedisJournal
 from xpander_celery.journal.segments import frame
 
 BUDGET = {
@@ -39,6 +40,7 @@ ROUNDS = 5
 RUNS = 3
 
 Append = Callable[[dict[str, Any]], object]
+Ways = dict[str, Callable[[Path], Append]]
 
 
 def event(number: int) -> dict[str, Any]:
@@ -81,17 +83,29 @@ def sqlite_insert(directory: Path) -> Append:
     return lambda event: database.execute("INSERT INTO event (body) VALUES (?)", (json.dumps(event),))
 
 
-WAYS: dict[str, Callable[[Path], Append]] = {
+WAYS: Ways = {
     "journal": journal_append,
     "bare write": bare_write,
     "json + SQLite": sqlite_insert,
 }
 
 
-def microseconds_each(directory: Path, events: int) -> dict[str, float]:
+def redis_append(url: str) -> Callable[[Path], Append]:
+    """The Redis journal of this package, on the server at `url`."""
+
+    def way(directory: Path) -> Append:
+        spill = FileJournal(directory / "spill", required=False)
+        journal = RedisJournal(url, f"bench-{os.getpid()}", spill=spill)
+        journal.open()
+        return journal.append
+
+    return way
+
+
+def microseconds_each(ways: Ways, directory: Path, events: int) -> dict[str, float]:
     """The median over rounds of what one event costs, each way, in one process."""
-    appends = {name: way(directory) for name, way in WAYS.items()}
-    samples: dict[str, list[float]] = {name: [] for name in WAYS}
+    appends = {name: way(directory) for name, way in ways.items()}
+    samples: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(ROUNDS):
         batch = [event(number * events + place) for place in range(events)]
         for name, append in appends.items():
@@ -146,12 +160,13 @@ def percentiles(taken: array[float]) -> dict[str, float]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one run."""
+    ways = WAYS | ({"redis journal": redis_append(options.redis)} if options.redis else {})
     with tempfile.TemporaryDirectory(dir=options.directory) as place:
-        costs = microseconds_each(Path(place), options.events)
+        costs = microseconds_each(ways, Path(place), options.events)
     many = {}
-    for name in WAYS:
+    for name in ways:
         with tempfile.TemporaryDirectory(dir=options.directory) as place:
-            many[name] = percentiles(latencies_of_many(WAYS[name], Path(place), options.seconds))
+            many[name] = percentiles(latencies_of_many(ways[name], Path(place), options.seconds))
     return {
         "us_each": costs,
         "eight_processes": many,
@@ -194,6 +209,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long the eight processes append")
     parser.add_argument("--events", type=int, default=2000, help="events of one round of one process")
     parser.add_argument("--directory", type=Path, help="where to write (default: the temporary directory)")
+    parser.add_argument("--redis", help="also measure the Redis journal, on the server at this URL (keys bench-…)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     for _ in range(RUNS):
