@@ -245,6 +245,7 @@ def test_threads_call_at_once_and_get_their_own_replies(client: Client) -> None:
     assert wrong == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket dies where it raises
 def test_a_signal_handler_that_raises_or_calls_confuses_no_reply(client: Client) -> None:
     class InterruptedCallError(Exception):
         pass
