@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.mailbox import ask, tell
-from xpander_celery.relay.status import EXIT_LEFT, EXIT_TAKEN, Status, is_running
+from xpander_celery.relay.status import EXIT_LEFT, EXIT_TAKEN, Status, is_outdated, is_running
 
 MODULE = "xpander_celery.relay"
 LOG = "relay.log"
@@ -38,10 +38,12 @@ class Launcher:
         config: RelayConfig,
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         command: Sequence[str] = (sys.executable, "-P", "-m", MODULE),
     ) -> None:
         self._config = config
         self._clock = clock
+        self._now = now
         self._command = tuple(command)
         self._child: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -58,7 +60,7 @@ class Launcher:
                 self._look_at_status()
             elif self._child is not None and self._clock() - self._started_at < _STARTS_WITHIN_S:
                 return  # on its way to the lock
-            elif self._clock() >= self._not_before:
+            elif self._clock() >= self._not_before and not self._is_outdated():
                 self._start()
         except OSError as error:
             self._failed(f"cannot be started: {error}")
@@ -153,9 +155,15 @@ class Launcher:
             else:
                 logger.info("delivery goes on", extra={"event": "delivery_resumed"})
         is_older = status.fingerprint != self._config.fingerprint and status.loaded_at < self._config.loaded_at
-        if is_older and self._clock() >= self._ask_not_before:
+        if is_older and not self._is_outdated() and self._clock() >= self._ask_not_before:
             self._ask_not_before = self._clock() + _LEAVES_WITHIN_S
             tell(self._config.directory, "leave", within_s=_LEAVES_WITHIN_S, fingerprint=status.fingerprint)
+
+    def _is_outdated(self) -> bool:
+        config = self._config
+        return is_outdated(
+            config.directory, fingerprint=config.fingerprint, loaded_at=config.loaded_at, now=self._now()
+        )
 
 
 def _leave_running(child: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ so a free lock means that no relay runs.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 LOCK = "relay.lock"
 STATUS = "relay.json"
+WANTED = "relay.wanted"
 
 # How a relay ends that was to deliver everything once. Any other relay ends with 0 when another one holds the lock.
 EXIT_TAKEN = 73
@@ -23,6 +25,7 @@ EXIT_LEFT = 75  # something is still waiting
 EXIT_UNUSABLE = 78  # its settings or its index are none that it can work with
 
 _TESTED_FOR_S = 0.5  # others test the lock by taking it for an instant
+_WANTED_FOR_S = 15.0  # several ticks of the worker that wants it
 
 
 class RelayLock:
@@ -104,6 +107,22 @@ class Status:
     def write(self, directory: Path) -> None:
         """Replace the status of this directory; a reader sees the old one or the new one."""
         write_whole(directory / STATUS, json.dumps(asdict(self)).encode())
+
+
+def is_outdated(directory: Path, *, fingerprint: str, loaded_at: float, now: float) -> bool:
+    """Whether a live worker wants a relay with newer settings, so that one with these is not to be started.
+
+    If none does, this call says for a while that these are wanted. Of workers with different settings on one host the
+    newest thus win, whichever of them first sees that no relay runs.
+    """
+    path = directory / WANTED
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # then nobody said anything
+        other = json.loads(path.read_bytes())
+        is_newer = other["fingerprint"] != fingerprint and other["loaded_at"] > loaded_at
+        if is_newer and abs(now - other["at"]) < _WANTED_FOR_S:
+            return True
+    write_whole(path, json.dumps({"fingerprint": fingerprint, "loaded_at": loaded_at, "at": now}).encode())
+    return False
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -68,9 +68,11 @@ def directory(tmp_path: Path) -> Iterator[Path]:
             continue
 
 
-def launcher(directory: Path, clock: Clock, does: object = "run", **settings: object) -> Launcher:
-    config = RelayConfig(directory, api_key="secret-key", **{"loaded_at": 5.0, **settings})  # type: ignore[arg-type]
-    return Launcher(config, clock=clock, command=(sys.executable, "-c", RELAY, str(does)))
+def launcher(
+    directory: Path, clock: Clock, does: object = "run", now: Callable[[], float] = time.time, **settings: object
+) -> Launcher:
+    config = RelayConfig(directory, **{"api_key": "secret-key", "loaded_at": 5.0, **settings})  # type: ignore[arg-type]
+    return Launcher(config, clock=clock, now=now, command=(sys.executable, "-c", RELAY, str(does)))
 
 
 def started(directory: Path) -> list[Path]:
@@ -217,6 +219,40 @@ def test_a_relay_with_older_settings_is_asked_to_leave(directory: Path, clock: C
     assert len(list(mailbox.take())) == 1
     assert lock is not None
     lock.release()
+
+
+def test_a_worker_with_older_settings_starts_no_relay_while_one_with_newer_ones_lives(
+    directory: Path, clock: Clock
+) -> None:
+    lock = RelayLock.acquire(directory)
+    assert lock is not None
+    status(directory, loaded_at=1.0)
+    older = launcher(directory, clock, loaded_at=1.0, api_key="old-key")
+    newer = launcher(directory, clock, loaded_at=5.0)
+    newer.tick()  # asks the relay to leave
+    lock.release()
+    older.tick()
+    assert started(directory) == []
+    newer.tick()
+    until(lambda: is_running(directory))
+    assert [json.loads(path.read_text())["key"] for path in started(directory)] == ["secret-key"]
+    newer.close()
+
+
+def test_a_worker_with_older_settings_takes_over_when_the_one_with_newer_ones_is_gone(
+    directory: Path, clock: Clock
+) -> None:
+    newer = launcher(directory, clock, loaded_at=5.0)
+    newer.tick()
+    until(lambda: is_running(directory))
+    os.kill(json.loads(started(directory)[0].read_text())["pid"], signal.SIGKILL)
+    older = launcher(directory, clock, loaded_at=1.0, api_key="old-key", now=lambda: time.time() + 20)
+    until(lambda: not is_running(directory))
+    older.tick()
+    until(lambda: is_running(directory))
+    assert json.loads(started(directory)[-1].read_text())["key"] == "old-key"
+    older.close()
+    newer.close()
 
 
 @pytest.mark.parametrize("newer", [{"loaded_at": 9.0}, {"loaded_at": 5.0}])
