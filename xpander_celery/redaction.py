@@ -16,8 +16,8 @@ MASK = "[redacted]"
 _SECRET_WORDS = frozenset(
     {
         "apikey", "auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "creds", "csrf",
-        "csrftoken", "cvc", "cvv", "dsn", "jwt", "mfa", "otp", "passphrase", "passwd", "password", "passwords", "pwd",
-        "secret", "secrets", "sessionid", "ssn", "token", "xsrf",
+        "csrftoken", "cvc", "cvv", "dsn", "jwt", "mfa", "otp", "pass", "passcode", "passphrase", "passwd", "password",
+        "passwords", "pin", "pwd", "secret", "secrets", "sessionid", "ssn", "token", "xsrf",
     }
 )  # fmt: skip
 _SECRET_PAIRS = frozenset(
@@ -27,11 +27,13 @@ _SECRET_PAIRS = frozenset(
         ("api", "key"),
         ("api", "keys"),
         ("card", "number"),
+        ("client", "key"),
         ("connection", "string"),
         ("encryption", "key"),
         ("master", "key"),
         ("private", "key"),
         ("secret", "key"),
+        ("service", "key"),
         ("session", "id"),
         ("signing", "key"),
         ("ssh", "key"),
@@ -47,16 +49,18 @@ _HARMLESS_ENDINGS = frozenset(
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _TRIGGERS = (
-    "passw", "passphrase", "pwd", "secret", "token", "key", "auth", "bearer", "cookie", "cred", "session", "csrf",
+    "pass", "pin", "pwd", "secret", "token", "key", "auth", "bearer", "cookie", "cred", "session", "csrf",
     "xsrf", "jwt", "dsn", "otp", "mfa", "ssn", "cvv", "cvc", "connection", "card",
 )  # fmt: skip
 
 # `key = value`, `"key": "value"`, also inside JSON that is itself quoted
-_GAP = r"""\\{0,4}["']?\ {0,4}(?:=>|[:=])\ {0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
+_GAP = r"""\\{0,4}["']?\s{0,4}(?:=>|[:=])\s{0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
 _ASSIGNMENT = re.compile(rf"(?:{'|'.join(_TRIGGERS)})[\w-]{{0,32}}+(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)
 _VALUE = re.compile(
     r"""(?P<open>\\{1,4}["'])(?:[^"'\\]|\\(?!["'\\]))*+(?P<close>\\{1,4}["'])?
-      |(?P<quoted>"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?)
+      |(?P<quoted>"{3}(?:(?!"{3})[\s\S])*+(?:"{3})?|'{3}(?:(?!'{3})[\s\S])*+(?:'{3})?
+        |"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?)
+      |(?P<composite>[\[({][^\[\](){}]*+[\])}]?)
       |[^\s,;&"'(){}\[\]]++""",
     re.VERBOSE | re.DOTALL,
 )
@@ -144,6 +148,8 @@ def _masked(value: re.Match[str]) -> str:
     """The mask inside the value's own quotes, so that JSON stays JSON."""
     if value["open"]:
         return value["open"] + MASK + (value["close"] or "")
+    if composite := value["composite"]:
+        return composite[0] + MASK + (composite[-1] if composite[-1] in ")]}" else "")
     if quoted := value["quoted"]:
         return quoted[0] + MASK + (quoted[0] if len(quoted) > 1 and quoted[-1] == quoted[0] else "")
     return MASK

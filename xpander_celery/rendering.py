@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Set
+from array import array
+from collections import deque
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Set, ValuesView
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -23,8 +25,11 @@ from pydantic_core import to_json
 
 from xpander_celery.redaction import MASK, looks_secret, redact_text
 
+_SEQUENCES = (list, tuple, Set, deque, KeysView, ValuesView, ItemsView, range, array)
 _DEEPEST = 32
 _NO_CAP = 1 << 62
+_CUT = "… [cut, {} in all]"
+_COUNTED = 1 << 20  # characters: of a longer text, the bytes are not counted
 _SLACK = 256  # read beyond a cap, so that a secret at the cut is still recognized
 
 
@@ -109,19 +114,23 @@ def describe(error: BaseException) -> str:
 def _capped(text: str, max_bytes: int, redact_keys: frozenset[str], *, keep_end: bool = False) -> str:
     size = None
     if len(text) > max_bytes + _SLACK:
-        size = _utf8_size(text)
-        text = text[-max_bytes - _SLACK :] if keep_end else text[: max_bytes + _SLACK]
+        size = _size_of(text)
+        if keep_end:  # from the beginning of a line, which says whose value it is
+            end = text[-max_bytes - _SLACK :]
+            text = end[end.find("\n") + 1 :]
+        else:
+            text = text[: max_bytes + _SLACK]
     return cut(redact_text(_encodable(text), redact_keys), max_bytes, size=size, keep_end=keep_end)
 
 
-def cut(text: str, max_bytes: int, *, size: int | None = None, keep_end: bool = False) -> str:
+def cut(text: str, max_bytes: int, *, size: str | None = None, keep_end: bool = False) -> str:
     """`text` of at most `max_bytes` of UTF-8, a cut marked with the full size (`size`, where more was cut before)."""
     if size is None and len(text) * 4 <= max_bytes:
         return text
     encoded = text.encode()
     if size is None and len(encoded) <= max_bytes:
         return text
-    mark = f"… [cut, {size or len(encoded)} bytes in all]"
+    mark = _CUT.format(size or f"{len(encoded)} bytes")
     room = max(0, max_bytes - len(mark.encode()))
     if keep_end:
         return mark + encoded[len(encoded) - room :].decode(errors="ignore")
@@ -166,34 +175,47 @@ class _Walk:
     def _container(self, value: Any, depth: int) -> Any:
         if isinstance(value, Mapping):
             return self._mapping(value, depth)
-        if isinstance(value, (list, tuple, Set)):
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self._mapping(dict(zip(value._fields, value, strict=False)), depth)
+        if isinstance(value, _SEQUENCES):
             return self._sequence(value, depth)
         if isinstance(value, Enum):
             return self.copy(value.value, depth)
         if isinstance(value, (SecretStr, SecretBytes)):
             return self._text(MASK)
         if isinstance(value, BaseModel):
-            extra = value.__pydantic_extra__ or {}
-            fields = {name: getattr(value, name) for name in type(value).model_fields}
-            return self._mapping({**fields, **extra}, depth)
+            shown = [name for name, field in type(value).model_fields.items() if field.repr and not field.exclude]
+            return self._mapping(
+                {name: getattr(value, name) for name in shown} | (value.__pydantic_extra__ or {}), depth
+            )
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return self._mapping({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, depth)
+            names = [field.name for field in dataclasses.fields(value) if field.repr]
+            return self._mapping({name: getattr(value, name) for name in names}, depth)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._text(_decoded(value, max(64, self._room - 64)))
         return self._text(_leaf(value))
 
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         copied: dict[str, Any] = {}
+        if self._names_a_secret(value.get("name", value.get("key")) if "value" in value else None):
+            value = {**value, "value": MASK}
         for key, item in value.items():
             if self._room < 0:
                 copied["…"] = f"[cut, {len(value)} keys in all]"
                 break
             name = key if type(key) is str else str(key.value if isinstance(key, Enum) else key)
             self._room -= len(name) + 4
-            secret = self._redact is not None and looks_secret(name, self._redact)
-            copied[_encodable(name)] = MASK if secret and item is not None else self.copy(item, depth)
+            is_secret = item is not None and type(item) is not bool and self._names_a_secret(name)
+            copied[_encodable(name)] = MASK if is_secret else self.copy(item, depth)
         return copied
+
+    def _names_a_secret(self, name: object) -> bool:
+        return self._redact is not None and type(name) is str and looks_secret(name, self._redact)
 
     def _sequence(self, value: Iterable[Any], depth: int) -> list[Any]:
         copied: list[Any] = []
+        if isinstance(value, (list, tuple)) and len(value) == 2 and self._names_a_secret(value[0]):
+            return [value[0], MASK]  # a pair, as in a list of headers
         for item in value:
             if self._room < 0:
                 copied.append(f"[cut, {len(value)} items in all]")  # type: ignore[arg-type]
@@ -217,15 +239,21 @@ def _leaf(value: Any) -> str:
         return str(value)
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        raw = bytes(value)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(raw).decode()
     if isinstance(value, BaseException):
         return describe(value)
     return repr(value)
+
+
+def _decoded(value: bytes | bytearray | memoryview, most: int) -> str:
+    """UTF-8 as text, anything else as base64; of at most that many bytes."""
+    view = memoryview(value).cast("B")
+    head = bytes(view[:most])
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        is_split = len(head) < len(view) and error.start > len(head) - 4
+        text = head[: error.start].decode() if is_split else base64.b64encode(head[: most * 3 // 4]).decode()
+    return text if len(head) == len(view) else text + _CUT.format(f"{len(view)} bytes")
 
 
 def _encodable(text: str) -> str:
@@ -235,8 +263,10 @@ def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _utf8_size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+def _size_of(text: str) -> str:
+    if text.isascii():
+        return f"{len(text)} bytes"
+    return f"{len(text.encode(errors='replace'))} bytes" if len(text) <= _COUNTED else f"{len(text)} characters"
 
 
 def _dump(safe: Any) -> bytes:

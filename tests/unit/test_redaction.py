@@ -35,6 +35,9 @@ from xpander_celery.redaction import MASK, looks_secret, redact_text
         "password_url",
         "secret_id",
         "db_pwd",
+        "smtp_pass",
+        "pin",
+        "service_key",
     ],
 )
 def test_secret_names(name: str) -> None:
@@ -81,6 +84,11 @@ def test_harmless_names(name: str) -> None:
         ("AKIAABCDEFGHIJKLMNOP", MASK),
         ("eyJhbGciOiJIUzI1.eyJzdWIiOiIx.sig", MASK),
         ("-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----", MASK),
+        ('{"password": ["a1", "b2"], "x": 1}', '{"password": [[redacted]], "x": 1}'),
+        ("secret=(x y)", "secret=([redacted])"),
+        ("token:\nabcdef", "token:\n[redacted]"),
+        ("password='''it is''' here", "password='[redacted]' here"),
+        ("shipping: fast, pin=1234", "shipping: fast, pin=[redacted]"),
         ('"token": "cut off here', '"token": "[redacted]'),
         ("the key: value pair of a keyboard", "the key: value pair of a keyboard"),
         ("a task-runner and a bright disk-drive", "a task-runner and a bright disk-drive"),

@@ -6,9 +6,10 @@ import dataclasses
 import enum
 import json
 import time
+from collections import deque
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -31,6 +32,17 @@ class Order(BaseModel):
 class Point:
     x: int
     y: float
+
+
+class Login(NamedTuple):
+    user: str
+    password: str
+
+
+@dataclasses.dataclass
+class Hidden:
+    shown: int = 1
+    hidden: int = dataclasses.field(default=2, repr=False)
 
 
 class Colour(enum.Enum):
@@ -90,6 +102,13 @@ def test_input_is_the_bound_arguments(arguments: dict[str, Any], text: str) -> N
         ("lone \ud800 surrogate", "lone ? surrogate"),
         (circular(), '[1,"<circular reference>"]'),
         pytest.param(10**5000, "<int of 16610 bits>", id="huge int"),
+        (Login("ann", "hunter2"), '{"user":"ann","password":"[redacted]"}'),
+        (Hidden(), '{"shown":1}'),
+        (deque([1, 2]), "[1,2]"),
+        ({"a": 1}.values(), "[1]"),
+        ([["X-Api-Key", "hunter2"], ["Accept", "text"]], '[["X-Api-Key","[redacted]"],["Accept","text"]]'),
+        ([{"name": "password", "value": "hunter2"}], '[{"name":"password","value":"[redacted]"}]'),
+        ({"password": True}, '{"password":true}'),
         (Hostile(), "<Hostile that could not be rendered: RuntimeError>"),
     ],
 )
@@ -128,6 +147,22 @@ def test_a_long_list_is_read_only_as_far_as_the_cap() -> None:
     assert text is not None
     assert len(text.encode()) <= 1000
     assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("value", [b"\xff" * 50_000_000, "é" * 50_000_000, deque(range(3_000_000)), b"x" * 50_000_000])
+def test_a_huge_value_costs_no_more_than_the_cap(value: object) -> None:
+    started = time.perf_counter()
+    text = Renderer(max_result_bytes=1000).result(value)
+    assert text is not None
+    assert "in all]" in text
+    assert len(text.encode()) <= 1000
+    assert time.perf_counter() - started < 0.5
+
+
+def test_a_front_cut_traceback_begins_with_a_whole_line() -> None:
+    text = Renderer(max_traceback_bytes=300).failure(ValueError("x"), "password=" + "s" * 2000 + "\nthe last line")
+    assert "sss" not in text
+    assert text.endswith("the last line")
 
 
 def test_a_response_stays_json_and_over_the_cap_becomes_the_beginning_of_its_text() -> None:
