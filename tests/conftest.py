@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -13,6 +14,8 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 def pytest_configure() -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if (name.startswith(_INHERITED) and not name.startswith("XPANDER_TEST_")) or name.lower() in _PROXIES:
             del os.environ[name]
