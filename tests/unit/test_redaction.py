@@ -124,9 +124,9 @@ def test_further_names_are_masked_too() -> None:
 )
 def test_hostile_text_of_64_kib_takes_no_noticeable_time(piece: str) -> None:
     text = (piece * 65536)[:65536]
-    started = time.perf_counter()
+    started = time.process_time()
     redact_text(text)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 @given(st.text(), st.sampled_from(["password", "api_key", "Authorization"]), st.text(alphabet="abcXYZ019", min_size=1))

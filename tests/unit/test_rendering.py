@@ -142,21 +142,21 @@ def test_a_secret_at_the_cut_does_not_show_its_first_half() -> None:
 
 
 def test_a_long_list_is_read_only_as_far_as_the_cap() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = Renderer(max_result_bytes=1000).result(range(10) and list(range(5_000_000)))
     assert text is not None
     assert len(text.encode()) <= 1000
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("value", [b"\xff" * 50_000_000, "é" * 50_000_000, deque(range(3_000_000)), b"x" * 50_000_000])
 def test_a_huge_value_costs_no_more_than_the_cap(value: object) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = Renderer(max_result_bytes=1000).result(value)
     assert text is not None
     assert "in all]" in text
     assert len(text.encode()) <= 1000
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_front_cut_traceback_begins_with_a_whole_line() -> None:
