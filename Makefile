@@ -57,6 +57,9 @@ faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehav
 matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
 	env $(SCRUB) $(RUN) tests.matrix $(ARGS)
 
+instrumentations: $(VENV)/.installed ## Real libraries under real instrumentations, against what was served
+	env $(SCRUB) $(RUN) tests.instrumentations $(ARGS)
+
 bench: $(VENV)/.installed ## Every budget, measured as a ratio in one run
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)$(,)bench]'
 	@status=0; for bench in benchmarks/bench_*.py; do echo "== $$bench"; env $(SCRUB) $(VENV)/bin/python $$bench $(ARGS) || status=1; done; exit $$status
