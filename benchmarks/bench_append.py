@@ -3,9 +3,10 @@
     python benchmarks/bench_append.py [--seconds N] [--events N] [--directory PATH] [--redis URL] [--json]
 
 The same events of 2 KB go to the journal, to a bare `os.write` of bytes that are already encoded (what no journal can
-undercut), and as JSON into one SQLite file in WAL mode; with `--redis`, to the Redis journal too; the ways take turns. Exits with 1 when a budget is exceeded.
-A busy machine only ever adds time, so of three runs the best one counts, and where even the bare write takes half of
-the budget, the machine is too busy for it: then the journal may take four times the bare write.
+undercut), and as JSON into one SQLite file in WAL mode; with `--redis`, to the Redis journal too. The ways take turns.
+Exits with 1 when a budget is exceeded. A busy machine only ever adds time, so of three runs the best one counts, and
+where even the bare write takes half of the budget, the machine is too busy for it: then the journal may take four
+times the bare write.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_spans.py [--quick]
 
-Budgets: at most 8 µs for a collected span, and 100,000 spans summed in under a second. Each pair is measured in short turns,
-and the best of the turns counts, since what else runs on a machine only ever adds.
+Budgets: at most 8 µs for a collected span, and 100,000 spans summed in under a second. Each pair is measured in short
+turns, and the best of the turns counts, since what else runs on a machine only ever adds.
 """
 
 from __future__ import annotations

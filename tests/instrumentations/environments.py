@@ -43,6 +43,7 @@ LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...]]] = {
         "stream": (),
         "team": (),
     },
+    ("litellm", ("openllmetry-openai",)): {"stream": ()},
 }
 _OPENAI_LAYERS = ("openinference-openai", "genai-openai", "openllmetry-openai")
 

@@ -57,6 +57,7 @@ CACHE_WRITE = (
     "gen_ai.aggregated_usage.cache_write.input_tokens",
     "gen_ai.aggregated_usage.cache_creation.input_tokens",
 )
+CACHE = (*CACHE_READ, *CACHE_WRITE)
 TOTAL = (
     "gen_ai.usage.total_tokens",
     "llm.token_count.total",
@@ -64,6 +65,7 @@ TOTAL = (
     "ai.usage.totalTokens",
 )
 LANGFUSE_USAGE = "langfuse.observation.usage_details"  # JSON text
+LITELLM_USAGE = "metadata.usage_object"  # the repr of a dictionary, with the cache that its counts leave out
 LITELLM_RAW_SPAN = "raw_gen_ai_request"  # holds `llm.<provider>.usage`, the repr of a dict
 
 MODEL = (
@@ -79,7 +81,7 @@ TOOL_NAME = ("gen_ai.tool.name", "tool.name", "ai.toolCall.name")
 REQUESTED_TOOL = tuple(
     f"llm.output_messages.0.message.tool_calls.{index}.tool_call.function.name" for index in range(16)
 )
-PENDING = ("logfire.span_type", "pending_span")
+PENDING_KEY, PENDING_VALUE = "logfire.span_type", "pending_span"  # stands for a span that is still open
 
 # The kind that a framework's own attribute gives. Values are compared in lower case; a value that is not listed says
 # that the span is no call to a model.

@@ -162,11 +162,10 @@ class Collector(SpanProcessor):
         """Keep the span's facts with its job. A span that arrives twice is taken once."""
         try:
             owner = self._owners.pop(span.context.span_id, None)
-            if owner is None or not self._takes(owner):
-                return
-            facts = SpanFacts.from_span(span)
-            if facts is not None:
-                owner.add(facts)
+            if owner is not None and self._takes(owner):
+                facts = SpanFacts.from_span(span)
+                if facts is not None:
+                    owner.add(facts)
         except FAILURES:
             logger.warning("a span could not be read", exc_info=True, extra={"event": "span_not_read"})
 
@@ -183,7 +182,9 @@ class Collector(SpanProcessor):
         return running[0] if len(running) == 1 else None
 
     def _takes(self, job: JobSpans) -> bool:
-        return not job.forgotten and (job.ended is None or self.clock() - job.ended <= self._grace_ns)
+        if job.ended is None:
+            return not job.forgotten
+        return not job.forgotten and self.clock() - job.ended <= self._grace_ns
 
     def _purge(self) -> None:
         """Forget the jobs whose grace is over, with the spans that they never ended."""

@@ -10,8 +10,37 @@ from collections.abc import Mapping
 from json import loads
 from typing import Any, NamedTuple
 
-from xpander_celery.recording import attributes as keys
-from xpander_celery.recording.attributes import Kind
+from xpander_celery.recording.attributes import (
+    AGNO_PROVIDERS_BESIDE,
+    AGNO_SCOPE,
+    AGNO_VERTEX,
+    AGNO_VERTEX_SPAN,
+    BESIDE_PROVIDER_SCOPES,
+    BESIDE_PROVIDERS,
+    BESIDE_SCOPES,
+    CACHE,
+    CACHE_READ,
+    CACHE_WRITE,
+    COMPLETION,
+    FRAMEWORK_KIND,
+    LANGFUSE_USAGE,
+    LITELLM_RAW_SPAN,
+    LITELLM_USAGE,
+    MODEL,
+    OPERATION,
+    OPERATION_KIND,
+    PENDING_KEY,
+    PENDING_VALUE,
+    PROMPT,
+    PROVIDER,
+    RELEVANT,
+    REQUESTED_TOOL,
+    RESPONSE_ID,
+    TOOL_NAME,
+    TOOL_SPAN_PREFIXES,
+    TOTAL,
+    Kind,
+)
 from xpander_celery.recording.provider_usage import Numbers, count, is_beside, numbers_of, numbers_of_buckets
 
 # By name: looking a member up in an enumeration costs 0.1 µs, ten times in each span.
@@ -96,16 +125,16 @@ def facts_of(
 
     A user's code waits for this at the end of each span: one construction, and no look-up for spans without usage.
     """
-    raw = name == keys.LITELLM_RAW_SPAN
-    if not raw and keys.RELEVANT.isdisjoint(attributes) and not name.startswith(keys.TOOL_SPAN_PREFIXES):
+    raw = name == LITELLM_RAW_SPAN
+    if not raw and RELEVANT.isdisjoint(attributes) and not name.startswith(TOOL_SPAN_PREFIXES):
         return SpanFacts(span_id, parent_id, scope, _PLAIN, start, end, failed)
-    if attributes.get(keys.PENDING[0]) == keys.PENDING[1]:
+    if attributes.get(PENDING_KEY) == PENDING_VALUE:
         return None
     kind = _LLM if raw else _kind(name, attributes)
     if kind is _EXCLUDED:
         return SpanFacts(span_id, parent_id, scope, kind, start, end, failed)
     tool = _tool_name(name, attributes) if kind is _TOOL else None
-    requested = _requested(attributes) if keys.REQUESTED_TOOL[0] in attributes and kind is _LLM else ()
+    requested = _requested(attributes) if REQUESTED_TOOL[0] in attributes and kind is _LLM else ()
     numbers = _litellm_numbers(attributes) if raw else _numbers(scope, name, attributes)
     if numbers is None:
         return SpanFacts(span_id, parent_id, scope, kind, start, end, failed, tool=tool, requested=requested)
@@ -118,8 +147,8 @@ def facts_of(
         end,
         failed,
         *numbers,
-        _first_text(attributes, keys.MODEL),
-        key_of(_first_text(attributes, keys.RESPONSE_ID)),
+        _first_text(attributes, MODEL),
+        key_of(_first_text(attributes, RESPONSE_ID)),
         tool,
         requested,
     )
@@ -132,34 +161,38 @@ def key_of(text: str | None) -> int:
 
 def _kind(name: str, attributes: Mapping[str, Any]) -> Kind:
     named: Kind | None = None
-    for key, kinds in keys.FRAMEWORK_KIND:
+    for key, kinds in FRAMEWORK_KIND:
         value = attributes.get(key)
-        if isinstance(value, str):
+        if value is not None and isinstance(value, str):
             kind = kinds.get(value.lower(), _PLAIN)
             if kind is _TOOL:
                 return kind
             named = kind if named is None or kind > named else named
-    for key in keys.OPERATION:
-        value = attributes.get(key)
-        if isinstance(value, str):
-            operation = keys.OPERATION_KIND.get(value, _PLAIN)
-            break
-    else:
-        operation = _PLAIN
+    if named is _LLM:
+        return named
+    operation = _operation(attributes)
     if operation is _TOOL or (named is None and _has_tool_name(name, attributes)):
         return _TOOL
     return operation if named is None else named
 
 
+def _operation(attributes: Mapping[str, Any]) -> Kind:
+    for key in OPERATION:
+        value = attributes.get(key)
+        if value is not None and isinstance(value, str):
+            return OPERATION_KIND.get(value, _PLAIN)
+    return _PLAIN
+
+
 def _has_tool_name(name: str, attributes: Mapping[str, Any]) -> bool:
-    return name.startswith(keys.TOOL_SPAN_PREFIXES) or any(key in attributes for key in keys.TOOL_NAME)
+    return name.startswith(TOOL_SPAN_PREFIXES) or any(key in attributes for key in TOOL_NAME)
 
 
 def _tool_name(name: str, attributes: Mapping[str, Any]) -> str:
-    tool = _first_text(attributes, keys.TOOL_NAME)
+    tool = _first_text(attributes, TOOL_NAME)
     if tool is None:
         tool = name
-        for prefix in keys.TOOL_SPAN_PREFIXES:
+        for prefix in TOOL_SPAN_PREFIXES:
             tool = tool.removeprefix(prefix)
     return tool
 
@@ -167,7 +200,7 @@ def _tool_name(name: str, attributes: Mapping[str, Any]) -> str:
 def _requested(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """The tools that the model asked for, in its order."""
     names: list[str] = []
-    for key in keys.REQUESTED_TOOL:
+    for key in REQUESTED_TOOL:
         name = attributes.get(key)
         if not isinstance(name, str):
             break
@@ -178,8 +211,10 @@ def _requested(attributes: Mapping[str, Any]) -> tuple[str, ...]:
 def _first_count(attributes: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
         value = attributes.get(name)
-        if value is not None and (found := count(value)) is not None:
-            return found
+        if value is not None:
+            found = count(value)
+            if found is not None:
+                return found
     return None
 
 
@@ -187,41 +222,44 @@ def _first_text(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str | 
     for name in names:
         value = attributes.get(name)
         if value and isinstance(value, str):
-            return str.__str__(value)  # a plain one, also of an enumeration's member
+            return value if type(value) is str else str.__str__(value)  # of an enumeration's member, its text
     return None
 
 
 def _numbers(scope: str, name: str, attributes: Mapping[str, Any]) -> tuple[int, int, int, int, bool] | None:
     """The counts of a span, as `Numbers` has them; None where it states neither prompt nor completion."""
-    prompt = _first_count(attributes, keys.PROMPT)
-    completion = _first_count(attributes, keys.COMPLETION)
+    prompt = _first_count(attributes, PROMPT)
+    completion = _first_count(attributes, COMPLETION)
     if prompt is None and completion is None:
         return _langfuse_numbers(attributes)
     prompt, completion = prompt or 0, completion or 0
-    cache_read = _first_count(attributes, keys.CACHE_READ) or 0
-    cache_write = _first_count(attributes, keys.CACHE_WRITE) or 0
+    if attributes.keys().isdisjoint(CACHE):
+        whole = _read_repr(attributes[LITELLM_USAGE]) if LITELLM_USAGE in attributes else None
+        if whole is None:
+            return prompt, completion, 0, 0, False
+        return whole._replace(beside=whole.beside or _first_text(attributes, PROVIDER) in BESIDE_PROVIDERS)
+    cache_read = _first_count(attributes, CACHE_READ) or 0
+    cache_write = _first_count(attributes, CACHE_WRITE) or 0
     cache = cache_read + cache_write
     if not cache:
         return prompt, completion, 0, 0, False
-    provider = (_first_text(attributes, keys.PROVIDER) or "").lower()
+    provider = (_first_text(attributes, PROVIDER) or "").lower()
     if _writes_prompt_without_cache(scope, name, provider) or is_beside(
-        prompt, completion, cache, _first_count(attributes, keys.TOTAL)
+        prompt, completion, cache, _first_count(attributes, TOTAL)
     ):
         return prompt + cache, completion, cache_read, cache_write, True
-    beside = provider in keys.BESIDE_PROVIDERS or scope in keys.BESIDE_PROVIDER_SCOPES
+    beside = provider in BESIDE_PROVIDERS or scope in BESIDE_PROVIDER_SCOPES
     return prompt, completion, cache_read, cache_write, beside
 
 
 def _writes_prompt_without_cache(scope: str, name: str, provider: str) -> bool:
-    if scope == keys.AGNO_SCOPE:
-        return provider in keys.AGNO_PROVIDERS_BESIDE or (
-            provider == keys.AGNO_VERTEX and name.startswith(keys.AGNO_VERTEX_SPAN)
-        )
-    return scope in keys.BESIDE_SCOPES
+    if scope == AGNO_SCOPE:
+        return provider in AGNO_PROVIDERS_BESIDE or (provider == AGNO_VERTEX and name.startswith(AGNO_VERTEX_SPAN))
+    return scope in BESIDE_SCOPES
 
 
 def _langfuse_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
-    text = attributes.get(keys.LANGFUSE_USAGE)
+    text = attributes.get(LANGFUSE_USAGE)
     try:
         usage = loads(text) if isinstance(text, str) else None
     except ValueError:
@@ -230,11 +268,18 @@ def _langfuse_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
 
 
 def _litellm_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
-    """The usage in `llm.<provider>.usage`, the repr of a dictionary."""
+    """The usage in `llm.<provider>.usage`."""
     for key, text in attributes.items():
-        if key.startswith("llm.") and key.endswith(".usage") and isinstance(text, str):
-            try:
-                return numbers_of(literal_eval(text))
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                return None
+        if key.startswith("llm.") and key.endswith(".usage"):
+            return _read_repr(text)
     return None
+
+
+def _read_repr(text: object) -> Numbers | None:
+    """The usage in the repr of a dictionary, as LiteLLM writes it."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return numbers_of(literal_eval(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None

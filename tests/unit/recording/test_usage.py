@@ -157,6 +157,20 @@ class TestKinds:
         ]
         assert counts(usage_of(spans)) == (200, 20, 80, 0)
 
+    @pytest.mark.parametrize(("system", "sent"), [("openai", 100), ("anthropic", 60)])
+    def test_the_cache_that_litellm_leaves_out_of_its_counts_is_in_its_usage_object(
+        self, system: str, sent: int
+    ) -> None:
+        usage = "{'prompt_tokens': 100, 'completion_tokens': 10, 'prompt_tokens_details': {'cached_tokens': 40}}"
+        request = chat("r", None, "litellm", 100, 10, gen_ai__system=system, **{"metadata.usage_object": usage})
+        assert counts(usage_of([request])) == (100, 10, 40, 0)
+        assert usage_of([request]).sent.prompt_tokens == sent
+
+    @pytest.mark.parametrize("text", ["", "{", 5, ["x"]])
+    def test_a_malformed_usage_object_leaves_the_counts(self, text: object) -> None:
+        request = chat("r", None, "litellm", 100, 10, **{"metadata.usage_object": text})
+        assert counts(usage_of([request])) == (100, 10, 0, 0)
+
     @pytest.mark.parametrize("text", ["", "{", "None", "print(1)", "[1]", "{'prompt_tokens': 'x'}", "(" * 10_000])
     def test_a_malformed_usage_of_litellm_counts_nothing(self, text: str) -> None:
         raw = span("r", None, "litellm", name="raw_gen_ai_request", llm__openai__usage=text)
