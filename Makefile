@@ -57,6 +57,9 @@ faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehav
 matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
 	env $(SCRUB) $(RUN) tests.matrix $(ARGS)
 
+chaos: $(VENV)/.installed ## Workers, relay and platform killed at random for two minutes; lost must be 0
+	env $(SCRUB) $(RUN) tests.chaos.run $(ARGS)
+
 instrumentations: $(VENV)/.installed ## Real libraries under real instrumentations, against what was served
 	env $(SCRUB) $(RUN) tests.instrumentations $(ARGS)
 
