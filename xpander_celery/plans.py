@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -129,12 +130,13 @@ class Plans:
         if name in self._without_agent:
             return
         self._without_agent.add(name)
-        logger.warning(
-            "%s has no agent, so only its jobs that name one are reported. Set XPANDER_AGENT_ID, "
-            "instrument(agents=...) or xpander={'agent_id': ...}, or exclude it",
-            name,
-            extra={"event": "no_agent", "task": name},
-        )
+        with suppress(Exception):  # a handler of the user's that fails: there is nobody left to tell
+            logger.warning(
+                "%s has no agent, so only its jobs that name one are reported. Set XPANDER_AGENT_ID, "
+                "instrument(agents=...) or xpander={'agent_id': ...}, or exclude it",
+                name,
+                extra={"event": "no_agent", "task": name},
+            )
 
     def _made(self, task: Any) -> TaskPlan:
         name = task.name

@@ -2,7 +2,7 @@
 
 Installing connects signals and nothing else: no file, thread, process or socket, since web processes, beat, scripts and
 `celery inspect` import the app too. What costs something is built at worker start, or for the first job that runs
-elsewhere. One runtime serves all apps of a process; the settings of the last `instrument()` hold.
+elsewhere. One runtime serves all apps of a process, with one set of settings, which stays as it is while jobs run.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
+from billiard.process import current_process
 from celery import Celery
+from celery._state import get_current_task
 from celery.local import Proxy
 
 from xpander_celery import task as tasks
 from xpander_celery.backend.configuration import Configuration
 from xpander_celery.celery_settings import configured
-from xpander_celery.errors import ConfigurationError, XpanderCeleryError
+from xpander_celery.errors import ConfigurationError, JournalError, XpanderCeleryError
 from xpander_celery.guard import Guard
 from xpander_celery.hooks import Hooks
 from xpander_celery.journal import Journal
@@ -55,8 +57,11 @@ def instrument(app: Celery, **settings: Any) -> None:
     """Report the jobs of every task of `app`; each keyword is one of `Settings`, and wins over configuration and
     environment. `tasks=["reports.*"]` and `exclude=[...]` narrow it.
 
-    May come before or after the tasks are defined, more than once, and for several apps. Raises `ConfigurationError`
-    for a malformed setting, naming it and the remedy. A missing API key raises nothing: workers say so when they start.
+    May come before or after the tasks are defined, more than once, and for several apps: a process has one set of
+    settings, so the keywords of all apps hold together, and a later call for the same app replaces its own. While a
+    worker or a job runs they cannot change: a warning says so. Raises `ConfigurationError` for a setting that is
+    malformed or has another value for another app, naming it and the remedy. A missing API key raises nothing: workers
+    say so when they start.
     """
     if issubclass(type(app), Proxy):
         app = app._get_current_object()
@@ -70,11 +75,11 @@ def instrument(app: Celery, **settings: Any) -> None:
 
 
 def uninstrument() -> None:
-    """Undo `instrument()`, for all apps; what is in the journal is still delivered. Running jobs are let go."""
-    global _runtime
+    """Undo `instrument()`, for all apps; what is in the journal is still delivered. Jobs that run are recorded to their
+    end, and a worker's main process goes on to tell how those of its children end.
+    """
     if _runtime is not None:
         _runtime.uninstall()
-        _runtime = None
 
 
 def job(name: str, *, agent_id: str | None = None, id: str | None = None, input: Any = None) -> JobBlock:  # noqa: A002
@@ -113,10 +118,10 @@ def recording_into(
     _runtime = inner
     try:
         inner.install()
-        inner.serve(app, inner.keywords)
+        inner.serve(app, inner.keywords_of(app))
         yield
     finally:
-        inner.uninstall()
+        inner.leave()
         _runtime = outer
         if outer is not None:
             outer.install()
@@ -141,8 +146,17 @@ def relay_config(settings: Settings) -> RelayConfig:
         "organization_id": platform.organization_id,
         "base_url": platform.base_url,
     }
-    imports = tuple(path or str(Path.cwd()) for path in sys.path) if settings.backend or settings.before_send else ()
+    imports = _search_path() if settings.backend or settings.before_send else ()
     return RelayConfig.from_values(directory, values, search_path=imports, loaded_at=time.time())
+
+
+def _search_path() -> tuple[str, ...]:
+    """`sys.path` for a process that has another working directory."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # it was removed: nothing can be imported from there
+        here = ""
+    return tuple(path or here for path in sys.path if path or here)
 
 
 class Runtime:
@@ -163,11 +177,17 @@ class Runtime:
         self._overrides = dict(overrides or {})
         self._agent_id = agent_id
         self.guard = Guard()
-        self.keywords: dict[str, Any] = dict(like.keywords) if like is not None else {}
+        self._given: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        if like is not None:
+            self._given.update(like._given)
         self._given_journal = journal
         self._apps: WeakSet[Any] = WeakSet(like._apps if like is not None else ())
         self._reporting: Reporting | None = None
         self._is_off = False
+        self._lacks_key = False
+        self._is_leaving = self._has_left = False
+        self._has_warned: set[str] = set()
+        self._running: set[str] = set()  # the attempts that run in this process
         self._late_spans_s = 5.0
         self._tracing: Tracing | None = None
         self._building = threading.RLock()
@@ -182,6 +202,20 @@ class Runtime:
         for app in self._apps:
             self._worker.look_after(app)
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Those of all apps together."""
+        return {name: value for keywords in self._given.values() for name, value in keywords.items()}
+
+    def keywords_of(self, app: Any) -> dict[str, Any]:
+        """Those that were given with this app."""
+        return self._given.get(app, {}) if app is not None else {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a worker or a job runs in this process: its journal must stay open."""
+        return self._worker.is_running or bool(self._running)
+
     def check(self, app: Any, keywords: Mapping[str, Any] | None = None) -> Settings:
         """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
         settings = _loaded(app, {**(self.keywords if keywords is None else keywords), **self._overrides})
@@ -190,11 +224,27 @@ class Runtime:
         return settings
 
     def serve(self, app: Any, keywords: Mapping[str, Any]) -> None:
-        """Use these settings from now on, and report every task of one more app, if there is one."""
-        if (app is not None and app not in self._apps) or keywords != self.keywords or self._is_off:
-            self._turn_off()
-        self.keywords = dict(keywords)
-        self._late_spans_s = self.check(app).late_spans_s
+        """Use these settings from now on, and report every task of one more app, if there is one. While a worker or a
+        job runs, the settings stay as they are.
+        """
+        held = {} if self._is_leaving else {k: v for k, v in self._given.items() if k is not app}
+        _refuse_conflict(keywords, held.values())
+        before, is_new = self.keywords, app is not None and app not in self._apps
+        is_changed = {name: value for each in (*held.values(), keywords) for name, value in each.items()} != before
+        self._is_leaving = False
+        if self._reporting is not None and self.is_busy:
+            if is_changed or (is_new and self._worker.is_running):
+                self._warn_once(
+                    "settings_kept",
+                    "instrument() does not take effect: the settings of a running worker cannot change; restart it",
+                )
+        else:
+            if is_new or is_changed or self._is_off:
+                self._turn_off()
+            self._given = WeakKeyDictionary(held)
+            if app is not None:
+                self._given[app] = dict(keywords)
+            self._late_spans_s = self.check(app).late_spans_s
         if app is not None:
             self._apps.add(app)
             self._worker.look_after(app)
@@ -205,16 +255,35 @@ class Runtime:
         self._worker.disconnect(self._apps)
 
     def uninstall(self) -> None:
-        """Leave Celery as it was."""
+        """Record no further job, and leave once none runs here and no worker does."""
+        self._is_leaving = True
+        self._drain.cancel()
+        self.leave_if_idle()
+
+    def leave_if_idle(self) -> None:
+        """Do what `uninstall` put off."""
+        if self._is_leaving and not self.is_busy:
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave Celery as it was, at once."""
+        global _runtime
+        if self._has_left:
+            return
+        self._has_left = True
         self.suspend()
         self._drain.cancel()
         self._turn_off()
         if self._tracing is not None:
             self._tracing.close()
+        if _runtime is self:
+            _runtime = None
 
     def session_for(self, sender: Any) -> Session | None:
-        """What to work with for a task or consumer; None while reporting is off."""
+        """What to work with for a task or consumer, or for a block of code (None); None while reporting is off."""
         reporting = self._reporting
+        if self._is_leaving and sender is not None and (reporting is None or get_current_task() is not None):
+            return None  # a job that begins now; how earlier ones end is told outside of any
         if reporting is None:
             reporting = self.turned_on(getattr(sender, "app", None))
         return reporting.session if reporting is not None else None
@@ -232,27 +301,30 @@ class Runtime:
         if self._reporting is None and not self._is_off:
             try:
                 self.turn_on(app)
-            except XpanderCeleryError as error:
+            except (XpanderCeleryError, OSError) as error:
                 self._is_off = True
-                logger.error("Reporting to xpander.ai is off: %s", error, extra={"event": "reporting_off"})
+                _say(logging.ERROR, "reporting_off", "Reporting to xpander.ai is off: %s", error)
         return self._reporting
 
     def turn_on(self, app: Any = None) -> Reporting | None:
-        """Build everything from the settings as they are by now; raises `XpanderCeleryError` where that fails."""
+        """Build everything from the settings as they are by now; raises `XpanderCeleryError` where that fails. Without
+        a place for a journal that nobody named, it warns and stays off.
+        """
         with self._building:
             if self._reporting is None and not self._is_off:
                 settings = self.check(app)
                 can_deliver = settings.api_key is not None or settings.backend is not None
                 if self._given_journal is not None or (can_deliver and not settings.disabled):
-                    self._reporting = self._built(settings, app)
+                    self._reporting = self._built_or_off(settings, app)
                 else:
-                    self._is_off = True
+                    self._lacks_key = not settings.disabled
+                self._is_off = self._reporting is None
             return self._reporting
 
     def warn_if_without_key(self) -> None:
         """Say why nothing is reported and how to change it, unless it was switched off on purpose."""
-        if self._is_off and not _loaded(None, {}).disabled:
-            logger.warning(_NO_KEY, extra={"event": "no_api_key"})
+        if self._is_off and self._lacks_key:
+            _say(logging.WARNING, "no_api_key", _NO_KEY)
 
     def begin_block(self, name: str, job_id: str, agent_id: str | None, given: Any) -> Recording | None:
         """A recording for `job()`."""
@@ -273,20 +345,61 @@ class Runtime:
     def forked(self) -> None:
         """In a forked child: what the worker's main process does is not its business."""
         self._building = threading.RLock()
+        self._running.clear()
         self._hooks.forget()
         self._worker.forget()
+
+    def _built_or_off(self, settings: Settings, app: Any) -> Reporting | None:
+        try:
+            reporting = self._built(settings, app)
+        except (JournalError, OSError) as error:
+            problem = error if isinstance(error, JournalError) else JournalError(f"no place for the journal: {error}")
+            if settings.journal is not None:
+                raise problem from error
+            _say(logging.WARNING, "journal_off", "Reporting is off: %s", problem)
+            return None
+        if self._given_journal is None and _is_pool_child() and not self._worker.ran_above:
+            self._warn_once(
+                "instrumented_in_child",
+                "Jobs are recorded by this pool child only: the main process of its worker neither delivers them nor "
+                "sees them lost. Call instrument() where the app is defined, not in worker_process_init",
+            )
+        return reporting
 
     def _built(self, settings: Settings, app: Any) -> Reporting:
         relay = relay_config(settings) if self._given_journal is None else None
         journal = self._given_journal if relay is None else _journal_of(settings, relay.directory)
         assert journal is not None
         plans = Plans(settings, self._apps, _visibility_timeout_s(app) if app is not None else None)
-        session = Session(plans, _recorder_of(settings, journal), self.tracing(), lambda: journal.process_id)
+        recorder = _recorder_of(settings, self._counted(journal.append))
+        session = Session(plans, recorder, self.tracing(), lambda: journal.process_id)
         return Reporting(settings, session, journal, relay)
+
+    def _counted(self, append: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+        """`append` that knows which attempts run in this process."""
+        running = self._running
+
+        def emit(event: dict[str, Any]) -> object:
+            kind = event["kind"]
+            if kind == "started":
+                running.add(event["attempt_id"])
+            appended = append(event)
+            if kind == "finished":
+                running.discard(event["attempt_id"])
+                if self._is_leaving:
+                    self.leave_if_idle()
+            return appended
+
+        return emit
+
+    def _warn_once(self, event: str, message: str) -> None:
+        if event not in self._has_warned:
+            self._has_warned.add(event)
+            _say(logging.WARNING, event, message)
 
     def _turn_off(self) -> None:
         reporting, self._reporting = self._reporting, None
-        self._is_off = False
+        self._is_off = self._lacks_key = False
         if reporting is not None:
             reporting.journal.close()
 
@@ -316,6 +429,29 @@ def _forked() -> None:
 
 tasks.on_mark(_install_for_marked_task)
 os.register_at_fork(after_in_child=_forked)
+
+
+def _say(level: int, event: str, message: str, *values: object) -> None:
+    """Log, and let no handler of the user's fail a job: there is nobody left to tell."""
+    with suppress(Exception):
+        logger.log(level, message, *values, extra={"event": event})
+
+
+def _refuse_conflict(keywords: Mapping[str, Any], of_others: Iterable[Mapping[str, Any]]) -> None:
+    """Raise `ConfigurationError` for a keyword that another app gave another value: nobody knows which is meant."""
+    for held in of_others:
+        for name in keywords.keys() & held.keys():
+            if keywords[name] != held[name]:
+                value = "of another value" if name == "api_key" else repr(held[name])
+                raise ConfigurationError(
+                    name,
+                    f"is {value} for another app of this process; one process has one set of settings",
+                    "Give all its apps the same value, or run them in processes of their own.",
+                )
+
+
+def _is_pool_child() -> bool:
+    return bool(current_process().name != "MainProcess")
 
 
 def _is_disabled_by_environment() -> bool:
@@ -349,7 +485,7 @@ def _journal_of(settings: Settings, directory: Path) -> FileJournal:
     )
 
 
-def _recorder_of(settings: Settings, journal: Journal) -> Recorder:
+def _recorder_of(settings: Settings, emit: Callable[[dict[str, Any]], object]) -> Recorder:
     renderer = Renderer(
         max_input_bytes=settings.max_input_bytes,
         max_result_bytes=settings.max_result_bytes,
@@ -357,7 +493,7 @@ def _recorder_of(settings: Settings, journal: Journal) -> Recorder:
         max_llm_response_bytes=settings.max_llm_response_bytes,
         redact_keys=frozenset(settings.redact_keys),
     )
-    return Recorder(emit=journal.append, renderer=renderer, sends_traceback=settings.capture_traceback)
+    return Recorder(emit=emit, renderer=renderer, sends_traceback=settings.capture_traceback)
 
 
 def _visibility_timeout_s(app: Any) -> float | None:

@@ -64,6 +64,7 @@ class Switch(Protocol):
     def turn_on(self, app: Any = None) -> Reporting | None: ...
     def turned_on(self, app: Any = None) -> Reporting | None: ...
     def warn_if_without_key(self) -> None: ...
+    def leave_if_idle(self) -> None: ...
 
 
 class WorkerLife:
@@ -72,6 +73,7 @@ class WorkerLife:
     def __init__(self, switch: Switch) -> None:
         self.guard = switch.guard
         self._switch = switch
+        self.ran_above = False  # in a forked child: whether it is the child of a worker that reports
         self._reporting: Reporting | None = None  # only in the main process of a worker that runs
         self._launcher: Launcher | None = None
         self._unobserve: Callable[[], None] | None = None
@@ -82,6 +84,11 @@ class WorkerLife:
             (signals.worker_shutdown, self.stopped),
             (signals.worker_process_shutdown, self.child_stops),
         )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this is the main process of a worker that runs and reports."""
+        return self._reporting is not None
 
     def connect(self) -> None:
         """Listen to the signals; a second time it does nothing."""
@@ -123,6 +130,7 @@ class WorkerLife:
         """`worker_shutdown`: the pool has ended. Cold stops of prefork and solo skip it."""
         self._flush(_STOP_FLUSH_S)
         self._leave()
+        self._switch.leave_if_idle()
 
     @guarded
     def child_stops(self, **_: Any) -> None:
@@ -144,6 +152,7 @@ class WorkerLife:
 
     def forget(self) -> None:
         """In a forked child: this is the main process's business."""
+        self.ran_above = self.ran_above or self.is_running
         self._reporting = self._launcher = self._unobserve = None
 
     def _add_step(self, app: Any) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from tests.support import jobs
 from tests.support.broker import Broker
 from tests.support.waiting import until
-from tests.support.worker import APP, start_worker
+from tests.support.worker import APP, Worker, start_worker
 from xpander_celery.demo.processes import ProcessError, clean_environ
+from xpander_celery.events import Started
+from xpander_celery.journal.liveness import has_file
 from xpander_celery.report import Outcome, Tokens
 
 ONE_CHILD = "--concurrency=1"
@@ -101,6 +104,55 @@ def test_instrument_within_worker_init_works(redis_broker: Broker, tmp_path: Pat
         job_id = jobs.die.delay().id
         assert worker.journal.outcome(job_id) is Outcome.LOST
         assert worker.journal.report(job_id).tokens == Tokens(prompt_tokens=10, completion_tokens=1)
+
+
+INSTRUMENTED_AGAIN = """
+from celery import signals
+from tests.support.jobs import app, xc
+
+@signals.worker_ready.connect(weak=False)
+def instrument(**_):
+    xc.instrument(app, redact_keys=["iban"])
+"""
+INSTRUMENTED_IN_CHILDREN = """
+import os
+from celery import Celery, signals
+import xpander_celery as xc
+
+app = Celery("late", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_BACKEND"])
+
+@app.task(name="tests.support.jobs.add")
+def add(x, y):
+    return x + y
+
+@signals.worker_process_init.connect(weak=False)
+def instrument(**_):
+    xc.instrument(app)
+"""
+
+
+def start_worker_of(code: str, broker: Broker, directory: Path) -> AbstractContextManager[Worker]:
+    (directory / "late_jobs.py").write_text(code)
+    path = f"{Path(__file__).parents[2]}:{directory}"
+    return start_worker(broker, directory, ONE_CHILD, app="late_jobs", PYTHONPATH=path)
+
+
+def test_instrument_again_in_a_running_worker_keeps_it_alive(redis_broker: Broker, tmp_path: Path) -> None:
+    with start_worker_of(INSTRUMENTED_AGAIN, redis_broker, tmp_path) as worker:
+        job_id = jobs.sleep.delay(1).id
+        [started, *_] = until(lambda: worker.journal.events(job_id), what="the start of the job")
+        assert isinstance(started, Started)
+        assert started.owner != started.child
+        assert has_file(next((tmp_path / "journal").iterdir()), started.owner)
+        assert worker.log.count("settings of a running worker cannot change; restart it") == 1
+        assert worker.journal.report(job_id).result == "slept"
+
+
+def test_instrument_in_pool_children_only_is_warned_of(redis_broker: Broker, tmp_path: Path) -> None:
+    with start_worker_of(INSTRUMENTED_IN_CHILDREN, redis_broker, tmp_path) as worker:
+        for _ in range(2):
+            assert jobs.add.delay(1, 1).get(timeout=30) == 2
+        assert worker.log.count("Call instrument() where the app is defined") == 1
 
 
 def test_marked_tasks_are_reported_without_instrument(redis_broker: Broker, tmp_path: Path) -> None:

@@ -182,3 +182,16 @@ def test_facts_say_whether_and_when_a_message_comes_again(app: Celery) -> None:
         "visibility_timeout_s": 60.0,
         "job_metadata": False,
     }
+
+
+def test_a_log_handler_that_fails_does_not_fail_a_plan(app: Celery) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("no space left")
+
+    handler = Broken()
+    logging.getLogger("xpander_celery").addHandler(handler)
+    try:
+        assert plan_of(app, ask, settings={}).is_reported
+    finally:
+        logging.getLogger("xpander_celery").removeHandler(handler)

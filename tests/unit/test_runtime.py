@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import billiard.process
 import pytest
 from celery import Celery, current_app, signals
 
 import xpander_celery as xc
 from xpander_celery import runtime
 from xpander_celery.errors import ConfigurationError
+from xpander_celery.journal.reader import FileReader
 from xpander_celery.testing import capture_reports
 
 ALL_SIGNALS = [value for value in vars(signals).values() if isinstance(value, type(signals.task_prerun))]
@@ -280,3 +283,185 @@ def test_after_uninstrument_marked_tasks_still_run(app: Celery) -> None:
 
     xc.uninstrument()
     assert ask.apply().get() == "fine"
+
+
+def kinds(journal: Path) -> list[str]:
+    return [event.kind for directory in journal.iterdir() for event in FileReader(directory).poll(100).events]
+
+
+def said(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if getattr(record, "event", None) == event]
+
+
+def worker_starts(app: Celery) -> None:
+    """What the worker program sends once logging is set up."""
+    signals.celeryd_after_setup.send(sender="worker", instance=SimpleNamespace(app=app), conf=app.conf)
+
+
+def test_other_settings_of_another_app_are_refused_and_those_not_given_stay(app: Celery) -> None:
+    xc.instrument(app, capture_input=False, redact_keys=["iban"], api_key="secret-1")
+    with Celery("other", broker="memory://", set_as_current=False) as other:
+        xc.instrument(other)
+        xc.instrument(other, capture_input=False, concurrency=2)
+        settings = runtime.settings_of(app)
+        assert (settings.capture_input, settings.redact_keys, settings.concurrency) == (False, ("iban",), 2)
+        with pytest.raises(ConfigurationError, match=r"capture_input: is False for another app of this process; one"):
+            xc.instrument(other, capture_input=True)
+        with pytest.raises(ConfigurationError, match="api_key: ") as refusal:
+            xc.instrument(other, api_key="secret-2")
+        assert "secret" not in str(refusal.value)
+        assert not runtime.settings_of(app).capture_input
+        xc.instrument(app, api_key="secret-1")
+        assert runtime.settings_of(app).redact_keys == ()
+
+
+def test_while_a_job_runs_the_settings_and_its_journal_stay(
+    app: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = tmp_path / "journal"
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(journal), relay="external")
+    with xc.job("digest"):
+        files = sorted(journal.rglob("*"))
+        for _ in range(2):
+            xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "other"), relay="external")
+        assert sorted(journal.rglob("*")) == files
+    assert kinds(journal) == ["started", "finished"]
+    assert len(said(caplog, "settings_kept")) == 1
+
+
+def test_while_a_worker_runs_the_settings_and_its_journal_stay(
+    app: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = tmp_path / "journal"
+    settings: dict[str, Any] = {"api_key": "k", "agent_id": "a", "journal": str(journal), "relay": "external"}
+    before = receivers()
+    xc.instrument(app, **settings)
+    worker_starts(app)
+    files = sorted(journal.rglob("*"))
+    xc.instrument(app, **settings)
+    assert said(caplog, "settings_kept") == []
+    xc.instrument(app, **settings, redact_keys=["iban"])
+    assert len(said(caplog, "settings_kept")) == 1
+    xc.uninstrument()
+    assert sorted(journal.rglob("*")) == files
+    signals.worker_shutdown.send(sender="worker")
+    assert sorted(journal.rglob("*")) != files
+    assert receivers() == before
+
+
+def test_a_job_that_uninstruments_is_recorded_to_its_end_and_no_later_one(app: Celery, tmp_path: Path) -> None:
+    before = receivers()
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"))
+
+    @app.task
+    def inner() -> None: ...
+
+    @app.task
+    def ask() -> None:
+        xc.uninstrument()
+        with xc.job("digest"):
+            inner.apply()
+
+    ask.apply()
+    assert kinds(tmp_path / "journal") == ["started", "started", "finished", "finished"]
+    assert receivers() == before
+    inner.apply()
+    assert len(kinds(tmp_path / "journal")) == 4
+
+
+def test_instrument_takes_back_an_uninstrument_within_a_job(app: Celery, tmp_path: Path) -> None:
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"))
+
+    @app.task
+    def ask() -> None:
+        xc.uninstrument()
+        xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"))
+
+    ask.apply()
+    ask.apply()
+    assert kinds(tmp_path / "journal") == ["started", "finished"] * 2
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_pool_child_whose_worker_does_not_report_says_so_once(
+    app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, began: bool
+) -> None:
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"))
+    monkeypatch.setattr(billiard.process._current_process, "_name", "ForkPoolWorker-1")
+    assert runtime._runtime is not None
+    runtime._runtime._worker.ran_above = began
+
+    @app.task
+    def ask() -> None: ...
+
+    ask.apply()
+    ask.apply()
+    lines = said(caplog, "instrumented_in_child")
+    assert ["Call instrument() where the app is defined" in line for line in lines] == ([] if began else [True])
+
+
+@pytest.fixture
+def removed_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "gone").rmdir()
+
+
+@pytest.mark.usefixtures("removed_directory")
+def test_a_removed_working_directory_is_no_place_to_import_from(app: Celery, tmp_path: Path) -> None:
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"), before_send="shop:check")
+    with xc.job("digest"):
+        pass
+    assert kinds(tmp_path / "journal") == ["started", "finished"]
+    relay = runtime.relay_config(runtime.settings_of(app))
+    assert "" not in relay.search_path
+
+
+@pytest.mark.usefixtures("removed_directory")
+def test_a_journal_relative_to_a_removed_directory_stops_workers_and_no_job(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    xc.instrument(app, api_key="k", agent_id="a", journal="journal")
+    for _ in range(2):
+        with xc.job("digest"):
+            pass
+    assert len(said(caplog, "reporting_off")) == 1
+    xc.uninstrument()
+    xc.instrument(app, api_key="k", agent_id="a", journal="journal")
+    with pytest.raises(SystemExit):
+        worker_starts(app)
+    assert "no place for the journal" in said(caplog, "worker_refused")[0]
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("no home"), OSError("no home")])
+def test_without_a_home_the_default_journal_is_off_with_one_warning(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: Exception
+) -> None:
+    def no_home() -> Path:
+        raise trouble
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    xc.instrument(app, api_key="k", agent_id="a")
+    worker_starts(app)
+    with xc.job("digest") as job:
+        assert job.id is None
+    lines = [(record.levelno, record.getMessage()) for record in caplog.records if record.name.startswith("xpander")]
+    assert [level for level, _ in lines] == [logging.WARNING]
+    assert lines[0][1].startswith("Reporting is off: no ")
+
+
+def test_a_log_handler_that_fails_does_not_fail_a_job() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("no space left")
+
+    handler = Broken()
+    logging.getLogger("xpander_celery").addHandler(handler)
+    try:
+        with xc.job("digest") as job:
+            job.result = "done"
+    finally:
+        logging.getLogger("xpander_celery").removeHandler(handler)
+        xc.uninstrument()
