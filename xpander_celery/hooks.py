@@ -11,13 +11,15 @@ import sys
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals, states
 from celery._state import get_current_task
 
 from xpander_celery import messages
 from xpander_celery.guard import Guard, guarded, guarded_in_job
+from xpander_celery.recording.contained import pass_limit, text_of
 from xpander_celery.recording.recording import Recording, running_recording
 from xpander_celery.recording.spans import Tracing
 from xpander_celery.report import Outcome
@@ -29,6 +31,14 @@ _ENDED_KEPT = 64
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once: this is on every job's way
 _SETTLES_TIME_LIMITS = ("gevent", "greenlet", "eventlet")  # modules of what a green pool stops a job with
 _NOT_THE_USERS = ("/celery/app/trace.py", "/xpander_celery/task.py", "/xpander_celery/recording/context.py")
+
+
+class _Running(NamedTuple):
+    """A recording and its request, whose identity nobody else can have as long as it is kept here."""
+
+    request: Any
+    recording: Recording
+    handled_at_start: int  # the identity of the exception that the caller of an eager job handles
 
 
 class Hooks:
@@ -48,8 +58,7 @@ class Hooks:
         self._session_for = session_for
         self._tracing = tracing
         self._clock = clock
-        self._running: dict[int, Recording] = {}  # by the identity of their request
-        self._handled_at_start: dict[int, int] = {}
+        self._running: dict[int, _Running] = {}  # by the identity of their request
         self._ended: dict[str, Recording] = {}  # by job, the last few: a result back-end may fail after the end
         self._signals = (
             (signals.before_task_publish, self.before_publish),
@@ -75,7 +84,6 @@ class Hooks:
     def forget(self) -> None:
         """In a forked child: a process that a job forks is no part of the job."""
         self._running.clear()
-        self._handled_at_start.clear()
         self._ended.clear()
 
     @guarded_in_job
@@ -122,33 +130,37 @@ class Hooks:
         if not plan.is_one_of_ours(message):
             return
         key = id(request)
-        recording = self._running.get(key)
-        if recording is None:
-            recording = self._running[key] = session.recording_of(plan, message, args or (), kwargs or {})
-            self._handled_at_start[key] = id(sys.exc_info()[1])
-        recording.begin()
+        running = self._running.get(key)
+        if running is None or running.request is not request:
+            recording = session.recording_of(plan, message, args or (), kwargs or {})
+            running = self._running[key] = _Running(request, recording, id(sys.exc_info()[1]))
+        running.recording.begin()
 
     @guarded
     def postrun(self, task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """End the recording of this request, if it has one."""
         request = task.request
         key = id(request)
-        recording = self._running.get(key)
-        if recording is None:
+        running = self._running.get(key)
+        if running is None or running.request is not request:
             return
-        recording.leave()
-        if state == states.SUCCESS:
-            recording.finish(_SUCCEEDED, value=retval, continues=recording.message_went_on)
-        else:
-            in_flight = sys.exc_info()[1]
-            if id(in_flight) == self._handled_at_start.get(key):
-                in_flight = None  # the caller of an eager job handles it
-            _finish(recording, state, retval, in_flight, is_eager=bool(request.is_eager))
+        recording = running.recording
+        try:
+            recording.leave()
+            if state == states.SUCCESS:
+                recording.finish(_SUCCEEDED, value=retval, continues=recording.message_went_on)
+            else:
+                in_flight = sys.exc_info()[1]
+                if id(in_flight) == running.handled_at_start:
+                    in_flight = None  # the caller of an eager job handles it
+                _finish(recording, state, retval, in_flight, is_eager=bool(request.is_eager))
+        except SoftTimeLimitExceeded:
+            raise  # the guard calls once more
+        except BaseException:
+            self._running.pop(key, None)
+            raise
         self._running.pop(key, None)
-        self._handled_at_start.pop(key, None)
-        self._ended[recording.id] = recording
-        if len(self._ended) > _ENDED_KEPT:
-            self._ended.pop(next(iter(self._ended)), None)
+        self._keep(recording)
 
     @guarded
     def internal_error(
@@ -162,7 +174,7 @@ class Hooks:
         **_: Any,
     ) -> None:
         """Celery failed around the body: before it could begin, or, with the result, after it succeeded."""
-        recording = self._ended.get(task_id)
+        recording = self._ended.get(text_of(task_id) or "")
         if recording is None:
             session = self._session_for(sender)
             plan = session.plan_of(sender) if session is not None else None
@@ -174,7 +186,7 @@ class Hooks:
         elif recording.outcome is not Outcome.SUCCEEDED:
             return
         recording.finish(Outcome.FAILED, error=exception, traceback=_traceback_of(exception))
-        self._ended[recording.id] = recording
+        self._keep(recording)
 
     @guarded
     def revoked(self, sender: Any = None, request: Any = None, expired: Any = None, **more: Any) -> None:
@@ -209,6 +221,12 @@ class Hooks:
         """In the worker's main process: a message that is no job. Nobody could say which record it belongs to."""
         self.malformed_messages += 1
 
+    def _keep(self, recording: Recording) -> None:
+        recording.forget_values()
+        self._ended[recording.id] = recording
+        if len(self._ended) > _ENDED_KEPT:
+            self._ended.pop(next(iter(self._ended)), None)
+
 
 def _uid(handler: Any) -> str:
     return f"xpander_celery.{handler.__name__}"
@@ -224,7 +242,7 @@ def _finish(
     elif state == states.RETRY:
         recording.finish(Outcome.RETRIED, error=retval, continues=True)
     elif state == states.IGNORED:
-        text = str(retval)
+        text = text_of(retval) or ""
         recording.finish(Outcome.IGNORED, value=text or None, continues=went_on or text == _REPLACED)
     elif state == states.REJECTED:
         recording.finish(Outcome.REJECTED, error=retval, continues=bool(retval.requeue))
@@ -239,10 +257,10 @@ def _is_green(error: BaseException | None) -> bool:
     return error is None or type(error).__module__.partition(".")[0] in _SETTLES_TIME_LIMITS
 
 
-def _published_id(headers: Mapping[str, Any], body: Any) -> Any:
+def _published_id(headers: Mapping[str, Any], body: Any) -> str | None:
     """The id of the job that is published; in the old protocol it is in the body."""
     job_id = headers.get("id")
-    return body.get("id") if job_id is None and isinstance(body, dict) else job_id
+    return text_of(body.get("id") if job_id is None and isinstance(body, dict) else job_id)
 
 
 def _carries(headers: Mapping[str, Any], job_id: Any) -> bool:
@@ -265,7 +283,11 @@ def _traceback_of(error: BaseException | None) -> str | None:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename.endswith(_NOT_THE_USERS):
         traceback = traceback.tb_next
-    return "".join(tracebacks.format_exception(type(error), error, traceback))
+    try:
+        return "".join(tracebacks.format_exception(type(error), error, traceback))
+    except Exception as failure:  # noqa: BLE001 - it reads the user's exception
+        pass_limit(failure)
+        return None
 
 
 def _signal_name(number: Any) -> str:

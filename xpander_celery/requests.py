@@ -19,7 +19,7 @@ from xpander_celery.events import VERSION
 from xpander_celery.guard import Guard, guarded
 from xpander_celery.plans import TaskPlan
 from xpander_celery.report import Outcome
-from xpander_celery.session import Session
+from xpander_celery.session import Session, with_text_ids
 
 
 class ParentView:
@@ -43,6 +43,7 @@ class ParentView:
         """Write what was seen. With all facts, since it may be all that is ever known of the job."""
         if not plan.is_one_of_ours(message):
             return
+        message = with_text_ids(message)
         recorder = self.session.recorder
         attempt_id, owner = messages.attempt_in(message) or self.session.new_attempt()
         event: dict[str, Any] = {

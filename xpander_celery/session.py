@@ -9,9 +9,12 @@ from typing import Any
 
 from xpander_celery import messages
 from xpander_celery.plans import Plans, TaskPlan
-from xpander_celery.recording.recording import Recorder, Recording
+from xpander_celery.recording.contained import pass_limit, text_of
+from xpander_celery.recording.recording import Recorder, Recording, running_recording
 from xpander_celery.recording.spans import Tracing
 from xpander_celery.rendering import describe
+
+_IDS = ("id", "root_id", "parent_id", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Session:
         try:
             given = plan.input_of(message, args, kwargs)
         except Exception as failure:  # noqa: BLE001 - the author's own function
+            pass_limit(failure)
             given = f"(the function for the input failed: {describe(failure)})"
         if given is not None:
             facts["input"] = self.recorder.renderer.input(given)
@@ -50,7 +54,12 @@ class Session:
         self, plan: TaskPlan, message: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Recording:
         """A recording of the attempt that a message starts here, with its span; neither is begun yet."""
+        message = with_text_ids(message)
         facts = self.facts_of(plan, message, args, kwargs)
+        if message.get("is_eager") and "parent_id" not in facts:  # Celery 5.4 does not say it
+            outer = running_recording()
+            if outer is not None and outer.id != message["id"]:
+                facts["parent_id"] = outer.id
         queue_wait_s = messages.queue_wait_s(message, self.recorder.clock())
         if queue_wait_s is not None:
             facts["queue_wait_s"] = queue_wait_s
@@ -78,3 +87,12 @@ class Session:
         if span.trace_id is not None:
             facts["trace_id"] = span.trace_id
         return recording
+
+
+def with_text_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`message` with its ids as text: Celery takes any value (`apply_async(task_id=77)`), a record only text."""
+    for name in _IDS:
+        value = message.get(name)
+        if value is not None and type(value) is not str:
+            return {**message, **{each: text_of(message.get(each)) for each in _IDS}}
+    return message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import Celery, signals
@@ -11,9 +13,10 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
 
 import xpander_celery as xc
-from xpander_celery import messages
+from xpander_celery import hooks, messages
+from xpander_celery.recording.recording import Recording
 from xpander_celery.report import Tokens
-from xpander_celery.testing import CapturedReports
+from xpander_celery.testing import CapturedReports, capture_reports
 
 SPENT = Tokens(prompt_tokens=10, completion_tokens=1)
 
@@ -269,7 +272,7 @@ def test_what_was_revoked_or_expired_is_reported(app: Celery, reports: CapturedR
     revoke("job-1", terminated=True, signum=15, expired=False)
     revoke("job-2", terminated=False, signum=None, expired=True)
     revoke("job-3", terminated=True, signum="signal 9", expired=False)
-    assert [(each.input, each.result) for each in reports] == [
+    assert [(each.input, each.result) for each in reports.wait_for(3)] == [
         ("why?", "revoked: terminated by SIGTERM"),
         ("why?", "expired before it was run"),
         ("why?", "revoked: terminated by signal 9"),
@@ -347,8 +350,6 @@ def test_the_old_message_protocol(app: Celery, reports: CapturedReports) -> None
 
 
 def test_what_is_excluded_is_not_recorded_nor_taken_for_the_outer_job(app: Celery) -> None:
-    from xpander_celery.testing import capture_reports
-
     @app.task(name="shop.quiet")
     def quiet() -> None:
         xc.current_job().add_usage(SPENT)
@@ -367,3 +368,105 @@ def test_every_handler_bears_to_be_called_with_nothing(app: Celery, reports: Cap
     ):
         responses = signal.send(sender=None)
         assert [error for _, error in responses if isinstance(error, Exception)] == []
+
+
+class Array:
+    """Compares as an array does."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_job_whose_result_cannot_be_compared_is_reported_as_itself(app: Celery, reports: CapturedReports) -> None:
+    @app.task(name="shop.detect")
+    def detect() -> Any:
+        return {"object": Array()}
+
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x + 1
+
+    detect.apply()
+    for x in range(4):
+        add.apply((x,))
+    told = [(report.llm_response["celery"]["task"], report.is_success) for report in reports]
+    assert told == [("shop.detect", True), *[("shop.add", True)] * 4]
+    assert [report.result for report in reports][1:] == ["1", "2", "3", "4"]
+
+
+def test_a_request_at_the_place_of_another_one_has_its_own_recording(
+    app: Celery, reports: CapturedReports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def ask(x: int) -> int:
+        return x
+
+    finish = Recording.finish
+
+    def fail(self: Recording, *_: Any, **__: Any) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(hooks, "id", lambda _: 1, raising=False)
+    monkeypatch.setattr(Recording, "finish", fail)
+    ask.apply((1,), task_id="lost")
+    monkeypatch.setattr(Recording, "finish", finish)
+    ask.apply((2,), task_id="told")
+    assert [(report.id, report.result) for report in reports] == [("told", "2")]
+
+
+@pytest.mark.parametrize("given", [77, UUID(int=77)])
+def test_ids_of_any_kind_are_text(app: Celery, reports: CapturedReports, given: Any) -> None:
+    @app.task(ignore_result=True)
+    def inner() -> None: ...
+
+    @app.task(ignore_result=True)
+    def outer() -> dict[str, Any]:
+        inner.apply()
+        return publish(app, id=given)
+
+    sent = run(outer, id=given, root_id=given).retval
+    assert messages.CARRIED in sent
+    report, below = reports
+    assert (report.id, report.is_success) == (str(given), True)
+    assert below.llm_response["celery"]["parent_id"] == str(given)
+
+
+def test_an_end_that_only_the_parent_sees_has_text_for_an_id(app: Celery, reports: CapturedReports) -> None:
+    @app.task(name="shop.ask")
+    def ask() -> None: ...
+
+    request = Context({"id": 77, "task": ask.name, "root_id": 77}, args=[], kwargs={})
+    signals.task_revoked.send(sender=app.tasks[ask.name], request=request, terminated=False, signum=None, expired=True)
+    assert [report.id for report in reports.wait_for(1)] == ["77"]
+
+
+def test_an_exception_that_cannot_be_shown_is_a_failure(
+    app: Celery, reports: CapturedReports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def ask() -> None:
+        raise ValueError("no")
+
+    def fail(*_: Any) -> None:
+        raise LookupError("notes")
+
+    monkeypatch.setattr(hooks, "tracebacks", SimpleNamespace(format_exception=fail))
+    ask.apply()
+    assert [(report.is_success, report.result) for report in reports] == [(False, "ValueError: no")]
+
+
+def test_a_job_that_ended_is_kept_without_what_it_set(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Recording] = []
+    monkeypatch.setattr(Recording, "forget_values", lambda self: kept.append(self))
+
+    @app.task
+    def ask() -> None: ...
+
+    with capture_reports(app):
+        ask.apply()
+    assert len(kept) == 1

@@ -3,8 +3,8 @@
 It knows neither Celery nor the journal: whoever begins a recording says which job it is, events go to the `emit` that
 it was given, and its caller says how the attempt ended. What a job itself says comes in through `Job`.
 
-Nothing here raises into a job, and a soft time limit that arrives in here passes through to it: so `FAILURES` are
-contained, never `Exception`.
+Nothing here raises into a job, and a soft time limit that arrives in here passes through to it: whatever else is
+raised is contained.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar
 
 from xpander_celery.events import VERSION, CarriedAttempt, carry
-from xpander_celery.recording.collector import FAILURES
+from xpander_celery.recording.contained import Failures, pass_limit, text_of
 from xpander_celery.recording.results import Added, Returned, read_result
 from xpander_celery.recording.spans import JobSpan
 from xpander_celery.recording.usage import Usage, usage_of
@@ -27,6 +27,9 @@ from xpander_celery.rendering import Renderer, describe
 from xpander_celery.report import Outcome, Tokens
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _BURST = 32
 """So many `progress` events are written at once; beyond that one a second, and the rest is told by `finished`."""
@@ -98,6 +101,7 @@ class Recorder:
     sends_traceback: bool = True
     clock: Callable[[], float] = time.time
     timer: Callable[[], float] = time.monotonic
+    failures: Failures = field(default_factory=lambda: Failures(logger))
 
 
 class Recording(Job):
@@ -118,9 +122,11 @@ class Recording(Job):
         "_llm_response",
         "_outer",
         "_outer_of_process",
+        "_pid",
         "_recorder",
         "_refilled_at",
         "_result",
+        "_said",
         "_told",
         "_tools",
         "attempt_id",
@@ -148,7 +154,11 @@ class Recording(Job):
         sends_result: bool = True,
         result_of: Callable[[Any], Any] | None = None,
     ) -> None:
+        agent_id = facts.get("agent_id")
+        if agent_id is not None and type(agent_id) is not str:
+            facts["agent_id"] = agent_id = text_of(agent_id)
         self._recorder = recorder
+        self._pid = os.getpid()
         self._job_id = job_id
         self.attempt_id = attempt_id
         self.child = child
@@ -160,10 +170,11 @@ class Recording(Job):
         self.result_of = result_of
         self.body_entered = False
         self.message_went_on = False  # a message with this job's id was published: the job goes on in it
-        self._agent_id: str | None = facts.get("agent_id")
+        self._agent_id: str | None = agent_id
         self._input: Any = _UNSET
         self._result: Any = _UNSET
         self._llm_response: Any = None
+        self._said: dict[str, Any] = {}  # input and response as they were told at the end
         self._added: list[Added] = []
         self._tools: dict[str, None] = {}
         self._told: tuple[Tokens, tuple[str, ...]] = _TOLD_NOTHING
@@ -188,7 +199,9 @@ class Recording(Job):
 
     @agent_id.setter
     def agent_id(self, agent_id: str | None) -> None:
-        self._agent_id = agent_id
+        text = text_of(agent_id)
+        if text is not None or agent_id is None:
+            self._agent_id = text
 
     @property
     def input(self) -> Any:
@@ -220,15 +233,22 @@ class Recording(Job):
         return self._finished
 
     def add_usage(self, usage: Any) -> None:
-        what = usage if isinstance(usage, Tokens) else read_result(usage)
-        if what is None:
-            logger.warning(
-                "add_usage() does not know what a %s is: give it Tokens, a provider's response, or an Agno output",
-                type(usage).__name__,
-                extra={"event": "unknown_usage", "job_id": self._job_id},
-            )
+        try:
+            what = usage if issubclass(type(usage), Tokens) else read_result(usage)
+            if what is None:
+                message = (
+                    "add_usage() does not know what a %s is: give it Tokens, a provider's response, or an Agno output"
+                )
+                name = type(usage).__name__
+                self._recorder.failures.note("unknown_usage", message, name, job_id=self._job_id, exc_info=False)
+                return
+            if isinstance(what, Returned) and what.content is not None:
+                what = replace(what, content=None)  # an answer of any size, which is not usage
+            self._added.append(Added(what, time.time_ns()))
+        except Exception as failure:  # noqa: BLE001 - the user's own value
+            pass_limit(failure)
+            self._note("usage_not_added", "usage could not be added")
             return
-        self._added.append(Added(what, time.time_ns()))
         self.progress()
 
     def note_tool(self, name: str) -> None:
@@ -266,12 +286,13 @@ class Recording(Job):
 
         While the job runs, what comes too fast waits for the next change or for the end.
         """
-        if self._finished is None and not self._is_allowed():
+        if self._is_elsewhere() or (self._finished is None and not self._is_allowed()):
             return
         try:
             usage = self.usage()
-        except FAILURES:
-            logger.warning("usage could not be read", exc_info=True, extra={"event": "usage_not_read"})
+        except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
+            pass_limit(failure)
+            self._note("usage_not_read", "usage could not be read")
             return
         told = usage.sent, self._used_tools(usage)
         if told == self._told:
@@ -310,7 +331,10 @@ class Recording(Job):
         """Tell how the attempt ended; again, for a later and different end of the same attempt.
 
         `value` is what the job returned. An Agno run that ended in an error is a failure, though nothing was raised.
+        It is told whatever these values raise when they are read; a text says so in their place.
         """
+        if self._is_elsewhere():
+            return
         returned = None
         if outcome is _SUCCEEDED:
             returned = read_result(value)
@@ -318,18 +342,20 @@ class Recording(Job):
                 outcome = Outcome.FAILED
         if self._finished is None:
             self._lasted_s = self._duration_s()
-        usage = self.usage(returned)
+        usage = self._last_usage(returned)
         event = self._event("finished")
         event["outcome"] = outcome
         event["duration_s"] = self._lasted_s
         self._add_usage_to(event, usage)
-        result = self._result_text(outcome, value, returned, error, traceback)
+        result = self._contained("result", self._result_text, outcome, value, returned, error, traceback)
         if result is not None:
             event["result"] = result
+        render = self._recorder.renderer
         if self._llm_response is not None:
-            event["llm_response"] = self._recorder.renderer.response(self._llm_response)
+            self._said["llm_response"] = self._contained("response", render.response, self._llm_response)
         if self._input is not _UNSET:
-            event["input"] = self._recorder.renderer.input(self._input)
+            self._said["input"] = self._contained("input", render.input, self._input)
+        event.update(self._said)
         if self._agent_id != self._facts.get("agent_id"):
             event["agent_id"] = self._agent_id
         if continues:
@@ -339,6 +365,11 @@ class Recording(Job):
         self._recorder.emit(event)
         if self.span is not None:
             self._end_span(self.span, outcome, usage, error)
+
+    def forget_values(self) -> None:
+        """Let go of what the job set, of any size, once it ended; a later end tells of it again as it was told."""
+        self._input = self._result = _UNSET
+        self._llm_response = None
 
     def history(self) -> tuple[CarriedAttempt, ...]:
         """What the next attempt's message carries: the earlier attempts and this one, as far as it got."""
@@ -364,6 +395,32 @@ class Recording(Job):
             # by the monotonic clock, so that a jump of the other one cannot put an older event behind a newer one
             "at": self._created_at + self._recorder.timer() - self._created,
         }
+
+    def _is_elsewhere(self) -> bool:
+        """Whether this is a process that the job forked, which is no part of it."""
+        return self._pid != os.getpid()
+
+    def _note(self, event: str, message: str) -> None:
+        self._recorder.failures.note(event, message, job_id=self._job_id)
+
+    def _contained(self, what: str, render: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | str:
+        """A value of the job as it is told, or a text that says that it could not be read."""
+        try:
+            return render(*args, **kwargs)
+        except Exception as failure:  # noqa: BLE001 - the user's own value
+            pass_limit(failure)
+            self._note(f"{what}_not_read", f"the {what} of a job could not be read")
+            return f"(the {what} could not be read: {type(failure).__name__})"
+
+    def _last_usage(self, returned: Returned | None) -> Usage:
+        """The usage at the end; where it cannot be read, what was told before."""
+        try:
+            return self.usage(returned)
+        except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
+            pass_limit(failure)
+            self._note("usage_not_read", "usage could not be read")
+            tokens, used_tools = self._told
+            return Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
 
     def _is_allowed(self) -> bool:
         now = self._recorder.timer()
@@ -401,7 +458,8 @@ class Recording(Job):
         if self.result_of is not None:
             try:
                 return render.result(self.result_of(value))
-            except Exception as failure:  # noqa: BLE001 - the author's own function; the body is over
+            except Exception as failure:  # noqa: BLE001 - the author's own function
+                pass_limit(failure)
                 return f"(the function for the result failed: {describe(failure)})"
         if returned is not None and returned.content is not None:
             return render.result(returned.content)

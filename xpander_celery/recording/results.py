@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xpander_celery.recording.attributes import AGNO_PROVIDERS_BESIDE, AGNO_VERTEX
+from xpander_celery.recording.contained import pass_limit
 from xpander_celery.recording.provider_usage import Numbers, numbers_of, value_at
 from xpander_celery.report import Tokens
 
@@ -71,13 +72,23 @@ def read_result(value: object) -> Returned | None:
     LiteLLM; run results of pydantic-ai, LangChain and Strands; and any mapping or object with a `usage` block, or that
     is one.
     """
+    try:
+        return _read(value)
+    except Exception as failure:  # noqa: BLE001  a stranger's `__class__`, `__eq__`, `__bool__` or `__hash__`
+        pass_limit(failure)
+        return None
+
+
+def _read(value: object) -> Returned | None:
     if value is None or isinstance(value, (str, bytes, int, float, list, tuple, set)):
         return None
     kind = type(value)
-    root = kind.__module__.partition(".")[0]
+    root = (_text(kind.__module__) or "").partition(".")[0]
     if root == "agno" and kind.__name__ in _AGNO_RUNS:
         return _run_output(value)
-    if kind.__name__ in _NOT_MODEL_CALLS or value_at(value, "object") == "list":  # embeddings, as an object or mapping
+    if (
+        kind.__name__ in _NOT_MODEL_CALLS or _text(value_at(value, "object")) == "list"
+    ):  # embeddings, as an object or mapping
         return None
     numbers = _numbers_in(value, call=root == "pydantic_ai")
     if numbers is None:
@@ -89,7 +100,7 @@ def read_result(value: object) -> Returned | None:
                 *numbers,
                 model=_text(value_at(value, "model")),
                 response_id=_text(value_at(value, "id")) if has_id else None,
-                created=_nanoseconds(value_at(value, "created") or value_at(value, "created_at")),
+                created=_nanoseconds(value_at(value, "created")) or _nanoseconds(value_at(value, "created_at")),
             ),
         )
     )
@@ -112,7 +123,8 @@ def _numbers_in(value: object, *, call: bool) -> Numbers | None:
 def _called(method: Callable[[], object]) -> object:
     try:
         return method()
-    except Exception:  # noqa: BLE001  a stranger's method
+    except Exception as failure:  # noqa: BLE001  a stranger's method
+        pass_limit(failure)
         return None
 
 
@@ -137,7 +149,7 @@ def _runs_in(value: object) -> Iterator[object]:
     waiting: list[tuple[object, int]] = [(value, 0)]
     while waiting:
         run, depth = waiting.pop(0)
-        key = value_at(run, "run_id") or id(run)
+        key = _text(value_at(run, "run_id")) or id(run)
         if run is None or key in seen or depth > _DEEPEST:
             continue
         seen.add(key)
@@ -218,7 +230,8 @@ def _items(value: object) -> Sequence[object]:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A plain `str`: a class derived from it may compare and hash as it likes."""
+    return str.__str__(value) or None if isinstance(value, str) else None
 
 
 def _nanoseconds(seconds: object) -> int | None:

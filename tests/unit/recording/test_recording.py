@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from xpander_celery.events import CarriedAttempt, Event, Finished, Progress, Started, decode, encode
 from xpander_celery.recording import current_job
@@ -313,3 +315,122 @@ def test_what_is_sent_is_redacted_and_capped() -> None:
     assert "hunter2" not in finished.model_dump_json()
     assert "Bearer abc" not in finished.model_dump_json()
     assert len(finished.result or "") <= 64
+
+
+class Hiding:
+    """A value that raises even when it is asked what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise LookupError("hidden")
+
+
+class BrokenHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("no space left")
+
+
+@pytest.fixture
+def broken_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("xpander_celery.recording.recording"), "handlers", [BrokenHandler()])
+
+
+def test_values_that_cannot_be_read_do_not_lose_the_end(stage: Stage) -> None:
+    recording = stage.recording()
+    recording.begin()
+    recording.input = recording.llm_response = Hiding()
+    recording.finish(Outcome.SUCCEEDED, value=Hiding())
+    finished = stage.finished()
+    assert finished.outcome is Outcome.SUCCEEDED
+    assert finished.result == "(the result could not be read: LookupError)"
+    assert finished.input == "(the input could not be read: LookupError)"
+
+
+def test_usage_that_cannot_be_read_leaves_what_was_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    class StrangeError(Exception):
+        pass
+
+    def fail(*_: Any) -> None:
+        raise StrangeError
+
+    recording = stage.recording()
+    recording.begin()
+    recording.add_usage(ONE)
+    monkeypatch.setattr(Recording, "usage", fail)
+    recording.progress()
+    recording.finish(Outcome.SUCCEEDED, value="fine")
+    assert (stage.finished().result, stage.finished().tokens) == ("fine", ONE)
+
+
+def test_a_soft_time_limit_passes_through_the_end(stage: Stage) -> None:
+    class Slow:
+        @property
+        def __class__(self) -> Any:
+            raise SoftTimeLimitExceeded
+
+    recording = stage.recording()
+    recording.begin()
+    recording.result = Slow()
+    with pytest.raises(SoftTimeLimitExceeded):
+        recording.finish(Outcome.SUCCEEDED)
+
+
+def test_adding_anything_as_usage_raises_nothing(stage: Stage, broken_log: None) -> None:
+    recording = stage.recording()
+    recording.begin()
+    for strange in (object(), Hiding(), object):
+        recording.add_usage(strange)
+    recording.add_usage(ONE)
+    assert stage.progress()[-1].tokens == ONE
+    assert stage.recorder.failures.counts == {"unknown_usage": 3}
+
+
+def test_usage_that_cannot_be_told_raises_nothing(
+    stage: Stage, broken_log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("usage")
+
+    recording = stage.recording()
+    recording.begin()
+    monkeypatch.setattr(Recording, "usage", fail)
+    recording.add_usage(ONE)
+    assert stage.recorder.failures.counts == {"usage_not_read": 1}
+
+
+def test_an_agent_is_text(stage: Stage) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise LookupError("no")
+
+    recording = stage.recording(facts={"task": "ask", "agent_id": 77})
+    recording.begin()
+    assert recording.agent_id == "77"
+    job: Any = recording
+    job.agent_id = 5
+    job.agent_id = Silent()
+    recording.finish(Outcome.SUCCEEDED)
+    assert stage.finished().agent_id == "5"
+
+
+def test_a_second_end_tells_again_what_was_let_go(stage: Stage) -> None:
+    recording = stage.recording()
+    recording.begin()
+    recording.input, recording.result, recording.llm_response = "in", "out", {"raw": True}
+    recording.finish(Outcome.SUCCEEDED)
+    recording.forget_values()
+    assert (recording.input, recording.result, recording.llm_response) == (None, None, None)
+    recording.finish(Outcome.FAILED, error=ValueError("not stored"))
+    finished = stage.finished()
+    assert (finished.input, finished.llm_response, finished.result) == ("in", {"raw": True}, "ValueError: not stored")
+
+
+def test_a_forked_process_does_not_tell_of_the_job(stage: Stage) -> None:
+    recording = stage.recording()
+    recording.begin()
+    pid = os.fork()
+    if pid == 0:
+        recording.add_usage(ONE)
+        recording.finish(Outcome.SUCCEEDED)
+        os._exit(len(stage.events) - 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -14,6 +14,7 @@ from agno.run.base import RunStatus
 from agno.run.team import TeamRunOutput
 from agno.run.workflow import WorkflowRunOutput
 from agno.workflow.types import StepMetrics, WorkflowMetrics
+from billiard.exceptions import SoftTimeLimitExceeded
 from openai.types import CompletionUsage, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
@@ -354,6 +355,53 @@ class TestOthers:
 
         assert read_result(HostileMapping(usage={})) is None
         assert read_result(stranger("pydantic_ai.run", "AgentRunResult", usage=usage)) is None
+
+    def test_what_compares_like_an_array_is_nothing(self) -> None:
+        class Array:
+            def __eq__(self, other: object) -> Any:
+                return self
+
+            def __bool__(self) -> bool:
+                raise ValueError("ambiguous")
+
+        class Text(str):
+            __slots__ = ()
+
+            def __eq__(self, other: object) -> bool:
+                raise LookupError("no")
+
+            __hash__ = str.__hash__
+
+        assert read_result({"object": Array()}) is None
+        assert read_result({"object": Text("x")}) is None
+        returned = read_result({"created": Array(), "model": Text("m"), "usage": {"prompt_tokens": 1}})
+        assert returned is not None
+        assert (returned.calls[0].created, type(returned.calls[0].model)) == (None, str)
+
+    def test_a_class_that_hides_what_it_is_is_nothing(self) -> None:
+        class Unnamed:
+            pass
+
+        class Hiding:
+            @property
+            def __class__(self) -> Any:
+                raise StoppedError
+
+        class StoppedError(Exception):
+            pass
+
+        Unnamed.__module__ = None  # type: ignore[assignment]
+        assert read_result(Unnamed()) is None
+        assert read_result(Hiding()) is None
+
+    def test_a_soft_time_limit_passes(self) -> None:
+        class Slow:
+            @property
+            def __class__(self) -> Any:
+                raise SoftTimeLimitExceeded
+
+        with pytest.raises(SoftTimeLimitExceeded):
+            read_result(Slow())
 
     @pytest.mark.parametrize("created", [float("nan"), float("inf"), -1e300, "now"])
     def test_an_impossible_time_of_creation_is_left_out(self, created: Any) -> None:
