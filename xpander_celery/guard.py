@@ -2,7 +2,7 @@
 
 Celery's signal dispatch swallows exceptions too (celery/utils/dispatch/signal.py, `Signal.send`), so a soft time limit
 that lands while a hook runs would be lost. The guard lets the hook do its work once more, and has the limit raised
-again a moment later, in the job.
+again as soon as the job's own code runs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from enum import Enum
+from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from celery.utils.dispatch import Signal
+
+from xpander_celery.recording.contained import log_quietly
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +30,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOGGED_EVERY_S = 60.0
-_RAISED_AGAIN_AFTER_S = 0.05
+_LOOKED_EVERY_S = 0.002
+_RAISED_AGAIN_WITHIN_S = 60.0
+_DISPATCH = Signal.send.__code__
+_TRACER = "celery/app/trace.py"
+_NOT_THE_USERS = ("celery.", "xpander_celery.")
 
 
 class Guard:
@@ -41,7 +51,8 @@ class Guard:
         now = self._clock()
         if now - self._logged_at.get(hook, -_LOGGED_EVERY_S) >= _LOGGED_EVERY_S:
             self._logged_at[hook] = now
-            logger.exception(
+            log_quietly(
+                logger.exception,
                 "%s failed, %d times so far; the job goes on",
                 hook,
                 self.failures[hook],
@@ -67,7 +78,11 @@ def guarded(hook: Callable[P, T], *, reraises_limit: bool = False) -> Callable[P
                 return hook(*args, **kwargs)
         except Exception:  # noqa: BLE001 - the guard
             guard: Guard = args[0].guard  # type: ignore[attr-defined]
-            guard.note(hook.__qualname__)
+            try:
+                guard.note(hook.__qualname__)
+            except SoftTimeLimitExceeded:
+                if reraises_limit:
+                    _raise_limit_again()
             return None
 
     return contained
@@ -79,13 +94,41 @@ def guarded_in_job(hook: Callable[P, T]) -> Callable[P, T | None]:
 
 
 def _raise_limit_again() -> None:
-    """Have the child's handler of soft time limits (billiard/pool.py, `soft_timeout_sighandler`) raise once more."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGUSR1)
-    if not callable(handler):
-        return
-    job_thread = threading.get_ident()
-    again = threading.Timer(_RAISED_AGAIN_AFTER_S, signal.pthread_kill, (job_thread, signal.SIGUSR1))
-    again.daemon = True
-    again.start()
+    """Have the child's handler of soft time limits (billiard/pool.py, `soft_timeout_sighandler`) raise once more, as
+    soon as its thread runs the job's own code again.
+    """
+    if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGUSR1)):
+        threading.Thread(target=_raise_in_body, args=(threading.get_ident(),), daemon=True).start()
+
+
+def _raise_in_body(job_thread: int) -> None:
+    deadline = time.monotonic() + _RAISED_AGAIN_WITHIN_S
+    while time.monotonic() < deadline:
+        time.sleep(_LOOKED_EVERY_S)
+        place = _place_of(sys._current_frames().get(job_thread))
+        if place is _Place.BODY:  # it cannot leave there before the signal arrives: this thread holds the GIL
+            signal.pthread_kill(job_thread, signal.SIGUSR1)
+        if place is not _Place.AROUND:
+            return
+
+
+class _Place(Enum):
+    """Where a thread is. AROUND: in Celery's code around a job, above all in a dispatch that would swallow the limit."""
+
+    BODY = 1
+    AROUND = 2
+    NO_JOB = 3
+
+
+def _place_of(frame: FrameType | None) -> _Place:
+    in_users_code = False
+    while frame is not None:
+        code = frame.f_code
+        if code is _DISPATCH:
+            return _Place.AROUND
+        if code.co_name == "trace_task" and code.co_filename.endswith(_TRACER):
+            return _Place.BODY if in_users_code else _Place.AROUND
+        if not frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS):
+            in_users_code = True
+        frame = frame.f_back
+    return _Place.NO_JOB

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,12 @@ class JournalView:
         return [event for event in self._events if job_id in (None, event.job_id)]
 
     def verdicts(self) -> dict[str, Final]:
-        """How each job that is over ended. Of processes none is taken to be gone, and nothing is waited for."""
+        """How each job that is over by now ended. Of processes none is taken to be gone."""
         by_job: dict[str, list[Event]] = {}
         for event in self.events():
             by_job.setdefault(event.job_id, []).append(event)
         ends = {
-            job_id: verdict(fold(events), now=events[-1].at, gone={}, redelivery_wait_s=3600)
+            job_id: verdict(fold(events), now=time.time(), gone={}, redelivery_wait_s=3600)
             for job_id, events in by_job.items()
         }
         return {job_id: end for job_id, end in ends.items() if isinstance(end, Final)}
