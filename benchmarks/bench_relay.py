@@ -29,7 +29,7 @@ from xpander_celery.journal import Batch
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.index import Index
-from xpander_celery.relay.ingest import Ingest
+from xpander_celery.relay.ingest import MAX_BATCH, Ingest
 from xpander_celery.relay.policy import Fate
 from xpander_celery.relay.rows import Phase, Result
 from xpander_celery.relay.status import Status, is_running
@@ -272,11 +272,11 @@ class Waiting:
     def ingest_us(self) -> float:
         began = time.perf_counter()
         self.ingest.take(time.time())
-        return (time.perf_counter() - began) / 500 * 1e6
+        return (time.perf_counter() - began) / MAX_BATCH * 1e6
 
     def work_us(self) -> float:
         began = time.perf_counter()
-        jobs = self.index.due(time.time() + 1, limit=250, max_bytes=2**30)
+        jobs = self.index.due(time.time() + 1, limit=MAX_BATCH // 2, max_bytes=2**30)
         results = [Result(j.row, j.revision, j.phase, j.size, Fate.SETTLED, digest=b"x" * 16) for j in jobs]
         self.index.finish(results, time.time())
         return (time.perf_counter() - began) / len(jobs) * 1e6

@@ -5,14 +5,13 @@ The spans stay unsampled, so that exporters skip them still. It must not know wh
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from logging import getLogger
 from typing import Any
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Tracer
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-
-logger = getLogger(__name__)
 
 Wanted = Callable[[Context | None], bool]
 Undo = Callable[[], None]
@@ -104,12 +103,14 @@ class _RecordingSampler(Sampler):
 
 
 def _replace(provider: Any, sampler: Any, wanted: Wanted) -> Undo | None:
-    """In the provider, for the tracers to come, and in each that it remembers (opentelemetry-sdk does since 1.3x)."""
+    """In the provider, for the tracers to come, and in each tracer that it made: found by the references to their
+    class, since opentelemetry-sdk 1.27 keeps no list of them.
+    """
     replacement = _RecordingSampler(sampler, wanted)
-    holders = [provider, *list(getattr(provider, "_tracers", {}).values())]
+    holders = [provider, *(tracer for tracer in gc.get_referrers(Tracer) if type(tracer) is Tracer)]
+    holders = [holder for holder in holders if getattr(holder, "sampler", None) is sampler]
     for holder in holders:
-        if getattr(holder, "sampler", None) is sampler:
-            holder.sampler = replacement
+        holder.sampler = replacement
 
     def undo() -> None:
         for holder in holders:

@@ -21,7 +21,7 @@ from xpander_celery.relay.replies import DELIVERED, read_error
 from xpander_celery.relay.rows import Job, Result
 from xpander_celery.relay.targets import Target
 
-_READY = 256
+_LEAST_READY = 64  # what is fetched at once, or twice as many as can be sent at once
 _READY_BYTES = 4 * 1024**2
 _COMMIT_AT = 200
 _COMMIT_AFTER_S = 0.1
@@ -126,7 +126,7 @@ class Delivery:
         if self._is_stopping or now < self._gate.opens_at():
             return
         if len(self._ready) < self._concurrency:
-            limit = _READY if self._gate.flow is Flow.FLOWING else 1
+            limit = max(_LEAST_READY, 2 * self._concurrency) if self._gate.flow is Flow.FLOWING else 1
             found = self._index.due(now, limit=limit, max_bytes=_READY_BYTES, without=self._leased)
             self._has_more = len(found) > limit // 2
             self._ready.extend(found)

@@ -18,7 +18,7 @@ from xpander_celery.relay.index import Index
 from xpander_celery.relay.reports import digest_of
 from xpander_celery.relay.rows import Change, Job, Phase
 
-MAX_BATCH = 500
+MAX_BATCH = 250  # events; twice as many cost 0.4 MB of memory for good
 _LARGE_BATCH_BYTES = 2 * 1024**2  # readers cut batches by size too
 _NEVER = float("inf")
 

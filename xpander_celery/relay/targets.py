@@ -5,10 +5,11 @@ them on the way. It sends one report at a time and rules on nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import FrameType
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from xpander_celery.report import TaskReport
 
 _ENDED = frozenset({"completed", "failed", "error", "stopped"})
 _HOOK_MAY_TAKE_S = 5.0
+# What the HTTP client loads where it is installed and the relay never uses: httpx's command line, with it rich and
+# pygments (httpx/__init__.py, 0.28), and HTTP/2 (httpcore/_async/__init__.py, 1.0). 5.5 MB together.
+_PASSENGERS = ("httpx._main", "h2")
 
 
 class Target(Protocol):
@@ -101,9 +105,9 @@ def make_targets(config: RelayConfig) -> Callable[[], Target]:
 
 
 def _platforms(config: RelayConfig) -> Callable[[], Target]:
-    # httpx imports its command line, and with it rich and pygments, where those are installed: 4.5 MB for nothing
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    import httpx
+    with _without(*_PASSENGERS):
+        import httpcore  # noqa: F401 - httpx loads it by its first transport
+        import httpx
 
     from xpander_celery.backend import Backend, Configuration
 
@@ -123,6 +127,18 @@ def _platforms(config: RelayConfig) -> Callable[[], Target]:
         return Platform(backend)
 
     return platform
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Imports in here find these modules absent; afterwards anybody may load them."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def make_hook(config: RelayConfig) -> Callable[[TaskReport], TaskReport | None] | None:

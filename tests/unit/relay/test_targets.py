@@ -202,12 +202,25 @@ def test_a_hook_that_cannot_be_imported_is_refused_by_name(user_module: Path) ->
         make_hook(config(user_module, before_send="shop_hooks:missing"))
 
 
-def test_the_relay_loads_no_command_line_of_its_http_client() -> None:
-    program = (
-        "import sys, pathlib; from xpander_celery.relay.config import RelayConfig;"
-        "from xpander_celery.relay.targets import make_targets;"
-        "make_targets(RelayConfig(pathlib.Path('/'), api_key='k', base_url='http://p'))();"
-        "print([name for name in ('rich', 'pygments', 'click') if name in sys.modules])"
-    )
+def test_the_http_client_comes_without_its_passengers_and_bars_nobody_else_from_loading_them() -> None:
+    program = """
+import asyncio, pathlib, sys
+from xpander_celery.errors import NetworkError
+from xpander_celery.relay.config import RelayConfig
+from xpander_celery.relay.targets import make_targets
+from xpander_celery.report import TaskReport
+
+async def send():
+    target = make_targets(RelayConfig(pathlib.Path("/"), api_key="k", base_url="http://127.0.0.1:9"))()
+    try:
+        await target.send(TaskReport(agent_id="a"))
+    except NetworkError:
+        await target.aclose()
+
+asyncio.run(send())
+print([name for name in ("rich", "pygments", "click", "h2", "hpack") if name in sys.modules])
+import rich
+print(rich.__name__, "httpx._main" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split("\n")[:2] == ["[]", "rich False"]
