@@ -113,7 +113,7 @@ def _raise_in_body(job_thread: int) -> None:
 
 
 class _Place(Enum):
-    """Where a thread is. AROUND: in Celery's code around a job, above all in a dispatch that would swallow the limit."""
+    """Where a thread is. AROUND a body is Celery's code, above all the dispatch that would swallow the limit."""
 
     BODY = 1
     AROUND = 2
