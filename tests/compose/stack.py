@@ -22,7 +22,7 @@ WORKER_CONCURRENCY = 2
 
 _VARIABLES = {"SANDBOX_PORT": "0", "PACE": "5"}  # a free port
 _STARTS_WITHIN_S = 600
-_COMES_BACK_WITHIN_S = 120
+_COMES_BACK_WITHIN_S = 300
 _KILL = "import os, signal; os.kill({}, signal.SIGKILL)"
 
 

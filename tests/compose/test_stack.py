@@ -10,7 +10,7 @@ import pytest
 from tests.compose.stack import WORKER_CONCURRENCY, WORKERS, Stack
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 EXPECTED = {
     "stack.price": {"succeeded"},

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, timeout_s: float = 30.0, what: str = "the condition") -> T:
+def until(condition: Callable[[], T], *, timeout_s: float = 60.0, what: str = "the condition") -> T:
     """The first truthy value of `condition()`; AssertionError with `what` where none comes in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

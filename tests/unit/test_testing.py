@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 from celery import Celery, Task
 from celery.contrib.testing.worker import start_worker
 
 import xpander_celery as xc
 from xpander_celery.testing import TEST_AGENT, capture_reports
+
+
+@pytest.fixture
+def kept_logging() -> Iterator[None]:
+    """A worker in a thread sets the root logger up for itself."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
 
 
 @pytest.fixture
@@ -34,6 +47,7 @@ def test_reports_are_a_sequence_that_grows(app: Celery, add: Task) -> None:
     assert [each.result for each in reports] == ["2", "4"]
 
 
+@pytest.mark.usefixtures("kept_logging")
 def test_reports_of_a_worker_in_a_thread(app: Celery, add: Task) -> None:
     app.loader.import_module("celery.contrib.testing.tasks")
     with capture_reports(app) as reports, start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):

@@ -66,6 +66,7 @@ TOTAL = (
 )
 LANGFUSE_USAGE = "langfuse.observation.usage_details"  # JSON text
 LITELLM_USAGE = "metadata.usage_object"  # the repr of a dictionary, with the cache that its counts leave out
+LOGFIRE_USAGE = "gen_ai.usage.raw"  # the same, as JSON text
 LITELLM_RAW_SPAN = "raw_gen_ai_request"  # holds `llm.<provider>.usage`, the repr of a dict
 
 MODEL = (

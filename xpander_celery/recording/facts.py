@@ -26,6 +26,7 @@ from xpander_celery.recording.attributes import (
     LANGFUSE_USAGE,
     LITELLM_RAW_SPAN,
     LITELLM_USAGE,
+    LOGFIRE_USAGE,
     MODEL,
     OPERATION,
     OPERATION_KIND,
@@ -234,7 +235,7 @@ def _numbers(scope: str, name: str, attributes: Mapping[str, Any]) -> tuple[int,
         return _langfuse_numbers(attributes)
     prompt, completion = prompt or 0, completion or 0
     if attributes.keys().isdisjoint(CACHE):
-        whole = _read_repr(attributes[LITELLM_USAGE]) if LITELLM_USAGE in attributes else None
+        whole = _whole_usage(attributes)
         if whole is None:
             return prompt, completion, 0, 0, False
         return whole._replace(beside=whole.beside or _first_text(attributes, PROVIDER) in BESIDE_PROVIDERS)
@@ -258,13 +259,27 @@ def _writes_prompt_without_cache(scope: str, name: str, provider: str) -> bool:
     return scope in BESIDE_SCOPES
 
 
+def _whole_usage(attributes: Mapping[str, Any]) -> Numbers | None:
+    """The provider's own usage block, where a layer keeps it beside counts that leave out the cache."""
+    if LITELLM_USAGE in attributes:
+        return _read_repr(attributes[LITELLM_USAGE])
+    if LOGFIRE_USAGE in attributes:
+        return numbers_of(_read_json(attributes[LOGFIRE_USAGE]))
+    return None
+
+
 def _langfuse_numbers(attributes: Mapping[str, Any]) -> Numbers | None:
-    text = attributes.get(LANGFUSE_USAGE)
+    usage = _read_json(attributes.get(LANGFUSE_USAGE))
+    return None if usage is None else numbers_of_buckets(usage)
+
+
+def _read_json(text: object) -> dict[str, Any] | None:
+    """The JSON object in a text; None for anything else."""
     try:
-        usage = loads(text) if isinstance(text, str) else None
-    except ValueError:
+        value = loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         return None
-    return numbers_of_buckets(usage) if isinstance(usage, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _litellm_numbers(attributes: Mapping[str, Any]) -> Numbers | None:

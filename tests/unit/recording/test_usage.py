@@ -166,9 +166,28 @@ class TestKinds:
         assert counts(usage_of([request])) == (100, 10, 40, 0)
         assert usage_of([request]).sent.prompt_tokens == sent
 
-    @pytest.mark.parametrize("text", ["", "{", 5, ["x"]])
-    def test_a_malformed_usage_object_leaves_the_counts(self, text: object) -> None:
-        request = chat("r", None, "litellm", 100, 10, **{"metadata.usage_object": text})
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [
+            (
+                '{"prompt_tokens":100,"completion_tokens":10,"prompt_tokens_details":{"cached_tokens":40}}',
+                (100, 10, 40),
+            ),
+            ('{"input_tokens":100,"output_tokens":10,"input_tokens_details":{"cached_tokens":40}}', (100, 10, 40)),
+            ('{"input_tokens":100,"output_tokens":10,"cache_read_input_tokens":40}', (140, 10, 40)),
+        ],
+        ids=["openai", "responses", "anthropic"],
+    )
+    def test_the_cache_that_logfire_leaves_out_of_its_counts_is_in_the_raw_usage(
+        self, raw: str, expected: tuple[int, int, int]
+    ) -> None:
+        request = chat("r", None, "logfire.openai", "100", "10", **{"gen_ai.usage.raw": raw})  # type: ignore[arg-type]
+        assert counts(usage_of([request]))[:3] == expected
+
+    @pytest.mark.parametrize("key", ["metadata.usage_object", "gen_ai.usage.raw"])
+    @pytest.mark.parametrize("text", ["", "{", 5, ["x"], "[1]", "{" * 100_000, "[" * 100_000])
+    def test_a_malformed_usage_object_leaves_the_counts(self, key: str, text: object) -> None:
+        request = chat("r", None, "litellm", 100, 10, **{key: text})
         assert counts(usage_of([request])) == (100, 10, 0, 0)
 
     @pytest.mark.parametrize("text", ["", "{", "None", "print(1)", "[1]", "{'prompt_tokens': 'x'}", "(" * 10_000])
