@@ -11,7 +11,7 @@ import os
 from agno.agent import Agent
 from agno.models.openai import OpenAIChat
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import worker_init
 from openinference.instrumentation.agno import AgnoInstrumentor
 
 import xpander_celery as xc
@@ -21,9 +21,9 @@ app.conf.result_backend = os.environ.get("RESULT_BACKEND", "redis://127.0.0.1:63
 xc.instrument(app)
 
 
-@worker_process_init.connect
+@worker_init.connect
 def instrument_agno(**_: object) -> None:
-    """Once in each pool process: from here on, every model call of Agno is a span."""
+    """Once, before the pool forks (in each pool process Celery gives it four seconds): every model call is a span."""
     AgnoInstrumentor().instrument()
 
 
