@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,9 +99,10 @@ def test_12_each_of_many_children_leaves_a_record_and_no_descriptor(
         until(lambda: len(sandbox.posts_by_id()) >= CHILDREN, timeout_s=0.8 * CHILDREN, what="a report of each")
         after = {process.pid: process.num_fds() for process in (psutil.Process(worker.pid), relay)}
         assert all(after[pid] <= before[pid] + 8 for pid in before), (before, after)
+        # on a slow machine the broker delivers what was prefetched once more, and then a job really runs twice
+        runs = Counter(re.findall(r"add\[(\S+)\] succeeded", worker.log))
     assert sorted(record["id"] for record in sandbox.records(AGENT)) == sorted(ids)
-    repeated = sum(sandbox.posts_by_id().values()) - CHILDREN
-    assert repeated <= CHILDREN // 50  # a child that ends at once is seen to be lost now and then: an update follows
+    assert {job_id: posts for job_id, posts in sandbox.posts_by_id().items() if posts > runs[job_id]} == {}
     assert len(list((tmp_path / "journal").rglob("*.alive"))) <= 4
 
 
