@@ -546,11 +546,13 @@ def test_a_job_of_100_000_spans_takes_at_most_50_megabytes(layers: tuple[str, ..
 
 
 @pytest.mark.parametrize("layers", [(GENAI,), (AGNO, GENAI)], ids=["one layer", "two layers"])
-def test_a_job_of_100_000_spans_is_summed_in_under_a_second(layers: tuple[str, ...]) -> None:
-    job = big_job(100_000, layers=layers)
-    spent = []
-    for _ in range(3):
-        before = time.process_time()
-        usage_of(job)
-        spent.append(time.process_time() - before)
-    assert min(spent) < 1
+def test_ten_times_the_spans_take_about_ten_times_as_long(layers: tuple[str, ...]) -> None:
+    """How long that is in seconds depends on the machine: benchmarks/bench_spans.py."""
+    few, many = big_job(10_000, layers=layers), big_job(100_000, layers=layers)
+    assert min(seconds_to_sum(many) for _ in range(3)) <= 20 * min(seconds_to_sum(few) for _ in range(3))
+
+
+def seconds_to_sum(job: PackedSpans) -> float:
+    before = time.process_time()
+    usage_of(job)
+    return time.process_time() - before
