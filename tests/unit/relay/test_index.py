@@ -4,6 +4,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,11 @@ def test_the_files_are_the_owners_alone_and_no_other_process_gets_in(index: Inde
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     finally:
         os.umask(old)
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(index.path, timeout=0).execute("SELECT * FROM jobs")
+    with (
+        closing(sqlite3.connect(index.path, timeout=0)) as other,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        other.execute("SELECT * FROM jobs")
 
 
 def test_commits_are_synchronous(index: Index) -> None:
