@@ -41,6 +41,7 @@ check: $(VENV)/.installed ## Format, lint, types, layers
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+	$(RUN) mypy tests/typing/api.py
 	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.installed ## Format and mend what can be mended
