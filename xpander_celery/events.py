@@ -21,6 +21,21 @@ VERSION = 1
 _MERGED_TOOLS = 64  # names of tools that a merged entry keeps: it travels in every later message
 
 
+def attempt_id_of(request_id: str, child: str) -> str:
+    """The id of the attempt that `child` makes at a request of its parent.
+
+    Celery's prefork pool may give one request to several children: what a child said of having accepted it is lost
+    when it dies while the pool looks at the death of another one (billiard/pool.py, `_join_exited_workers`;
+    celery/concurrency/asynpool.py, `on_partial_read`). Each of them spends.
+    """
+    return f"{request_id}/{child}"
+
+
+def request_id_of(attempt_id: str) -> str:
+    """The request that an attempt was made at; an attempt of a process that has no parent is its own."""
+    return attempt_id.partition("/")[0]
+
+
 class UnreadableEventError(ValueError):
     """The text is no event that this release reads. `version` is the one it names, None if it names none."""
 
@@ -131,7 +146,10 @@ class Finished(_Event):
 
 
 class Ended(_Event):
-    """What the parent saw of the end of an attempt; `facts` make a full record where the child never spoke."""
+    """What the parent saw of the end of a request; `facts` make a full record where no child ever spoke.
+
+    `attempt_id` is that of the request: this is said of the newest attempt that was made at it.
+    """
 
     kind: Literal["ended"] = "ended"
     owner: str

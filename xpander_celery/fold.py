@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from xpander_celery.events import CarriedAttempt, Ended, Event, Finished, JobFacts, Progress, Started
+from xpander_celery.events import CarriedAttempt, Ended, Event, Finished, JobFacts, Progress, Started, request_id_of
 from xpander_celery.job_state import Attempt, JobState, Merged
 from xpander_celery.report import Outcome, TaskReport
 
@@ -90,7 +90,7 @@ def fold(events: Iterable[Event], state: JobState | None = None) -> JobState:
             if job_id is not None:
                 raise ValueError("events of several jobs do not fold into one state")
             job_id = event.job_id
-        if merged is not None and attempt_id not in attempts and merged.contains(attempt_id, event.at):
+        if merged is not None and not _is_known(attempts, attempt_id) and merged.contains(attempt_id, event.at):
             continue
         if isinstance(event, (Started, Ended)) and event.carried:
             earlier = _note_carried(attempts, event, earlier, merged)
@@ -104,6 +104,11 @@ def fold(events: Iterable[Event], state: JobState | None = None) -> JobState:
 
 
 _UNKNOWN = Attempt()
+
+
+def _is_known(attempts: Mapping[str, Attempt], attempt_id: str) -> bool:
+    """Whether it is one of these, or the request that one of these was made at."""
+    return attempt_id in attempts or any(request_id_of(known) == attempt_id for known in attempts)
 
 
 def _joined(attempt: Attempt, event: Event) -> Attempt:
@@ -300,9 +305,10 @@ def _asked(field: str, state: JobState, attempt_id: str) -> Any:
 
     A later message may ask for something else: that of a job which replaced itself is not what its sender sent.
     """
-    attempts = [attempt for _, attempt in state.in_order()]
-    said = [attempt.finished for attempt in (state.attempts[attempt_id], *reversed(attempts))]
-    sources = (*said, *(source.facts for attempt in attempts for source in (attempt.started, attempt.ended) if source))
+    attempts = dict(state.in_order())
+    said = [attempt.finished for attempt in (attempts[attempt_id], *reversed(attempts.values()))]
+    first = (source.facts for attempt in attempts.values() for source in (attempt.started, attempt.ended) if source)
+    sources = (*said, *first)
     return next((value for source in sources if (value := getattr(source, field, None)) is not None), None)
 
 
@@ -313,14 +319,15 @@ def _facts(attempt: Attempt) -> JobFacts | None:
 
 def _llm_response(state: JobState, attempt_id: str, outcome: Outcome) -> Any:
     """The raw model response, beside what leads from the record back to the job."""
-    attempt = state.attempts[attempt_id]
+    attempts = dict(state.in_order())
+    attempt = attempts[attempt_id]
     response = attempt.finished.llm_response if attempt.finished is not None else None
     facts = _facts(attempt)
     if facts is not None and not facts.job_metadata:
         return response
     merged = state.merged
     before = merged.placed.attempts + merged.others.attempts if merged is not None else 0
-    position = before + [known_id for known_id, _ in state.in_order()].index(attempt_id) + 1
+    position = before + list(attempts).index(attempt_id) + 1
     celery: dict[str, Any] = {"attempt": max(position, attempt.place or 0)}
     if facts is not None:
         celery |= {

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from xpander_celery.events import CarriedAttempt, Ended, Finished, Progress, Started
+from xpander_celery.events import CarriedAttempt, Ended, Finished, Progress, Started, request_id_of
 from xpander_celery.report import Outcome, Tokens
 
 _Opening = TypeVar("_Opening", Started, Ended)
@@ -164,11 +164,13 @@ class Merged(_Model):
         """These and one more."""
         kind = "placed" if attempt.place else "others"
         total: Usage = getattr(self, kind) + attempt.usage
+        ids = dict.fromkeys((attempt_id, request_id_of(attempt_id)))
+        known = dict.fromkeys((*self.fingerprints, *map(_fingerprint, ids)))
         update: dict[str, Any] = {
             kind: total.model_copy(update={"used_tools": total.used_tools[:MERGED_TOOLS]}),
-            "fingerprints": (*self.fingerprints, _fingerprint(attempt_id))[-FINGERPRINTS:],
+            "fingerprints": tuple(known)[-FINGERPRINTS:],
         }
-        if len(self.fingerprints) == FINGERPRINTS:
+        if len(known) > FINGERPRINTS:
             # The dropped attempt was merged before this one, so it was last heard of before this one, or about then.
             update["forgotten_until"] = max(self.forgotten_until or 0.0, attempt.began_at)
         return self.model_copy(update=update)
@@ -178,13 +180,42 @@ class JobState(_Model):
     """All that is known of one job, stored as JSON."""
 
     job_id: str
-    attempts: dict[str, Attempt] = {}
+    attempts: dict[str, Attempt] = {}  # and, by the id of the request, what a parent said that is no child
     earlier: CarriedAttempt | None = None  # the oldest attempts, as the message that carried them merged them
     merged: Merged | None = None
 
     def model_dump_json(self, **options: Any) -> str:
         """As pydantic's, but compact: what has its default is left out."""
         return super().model_dump_json(**{"exclude_defaults": True, **options})
+
+    def joined(self) -> dict[str, Attempt]:
+        """The attempts by id, with what a parent said of a request at the newest attempt that was made at it.
+
+        Which one that is may be known later than what the parent said, so the state itself keeps the two apart.
+        """
+        newest: dict[str, str] = {}
+        for attempt_id, attempt in self.attempts.items() if len(self.attempts) > 1 else ():
+            request_id = request_id_of(attempt_id)
+            if request_id == attempt_id or not self._is_of_parent(request_id):
+                continue
+            known = newest.get(request_id)
+            if known is None or (attempt.began_at, attempt_id) > (self.attempts[known].began_at, known):
+                newest[request_id] = attempt_id
+        if not newest:
+            return self.attempts
+        joined = {attempt_id: attempt for attempt_id, attempt in self.attempts.items() if attempt_id not in newest}
+        for request_id, attempt_id in newest.items():
+            said, attempt = self.attempts[request_id], joined[attempt_id]
+            place = max(said.carried_place or 0, attempt.carried_place or 0) or None
+            joined[attempt_id] = attempt.model_copy(update={"ended": said.ended, "carried_place": place})
+        return joined
+
+    def _is_of_parent(self, request_id: str) -> bool:
+        """Whether all that is known under that id is what a parent said."""
+        said = self.attempts.get(request_id)
+        if said is None or said.ended is None:
+            return False
+        return not (said.started or said.finished or said.progress or said.carried)
 
     def in_order(self) -> list[tuple[str, Attempt]]:
         """The attempts by id, oldest first.
@@ -193,9 +224,10 @@ class JobState(_Model):
         its retries from 0 again, so what began after that comes after it. Attempts that a message carried come first,
         in its order: whoever carried them came later.
         """
-        if len(self.attempts) < 2:
-            return list(self.attempts.items())
-        replaced = [attempt.began_at for attempt in self.attempts.values() if attempt.is_replaced]
+        attempts = self.joined()
+        if len(attempts) < 2:
+            return list(attempts.items())
+        replaced = [attempt.began_at for attempt in attempts.values() if attempt.is_replaced]
 
         def order(item: tuple[str, Attempt]) -> tuple[int, int, float, str]:
             attempt_id, attempt = item
@@ -204,7 +236,7 @@ class JobState(_Model):
             began_at = attempt.began_at
             return sum(began < began_at for began in replaced), attempt.retries, began_at, attempt_id
 
-        return sorted(self.attempts.items(), key=order)
+        return sorted(attempts.items(), key=order)
 
     def usage(self) -> Usage:
         """The union of what all attempts spent, by attempt id.
@@ -213,13 +245,14 @@ class JobState(_Model):
         all of them.
         """
         merged, earlier, covered = self.merged, self.earlier, 0
+        attempts = self.in_order()
         total = merged.others + merged.placed if merged is not None else Usage()
         if earlier is not None:
-            known = {place for a in self.attempts.values() if (place := a.place) and place <= earlier.attempts}
+            known = {place for _, a in attempts if (place := a.place) and place <= earlier.attempts}
             if len(known) + (merged.placed.attempts if merged is not None else 0) < earlier.attempts:
                 covered = earlier.attempts
                 total = _usage_of(earlier) + merged.others if merged is not None else _usage_of(earlier)
-        for _, attempt in self.in_order():
+        for _, attempt in attempts:
             if covered == 0 or not attempt.place or attempt.place > covered:
                 total = total + attempt.usage if total.attempts else attempt.usage
         return total
@@ -241,11 +274,18 @@ class JobState(_Model):
         surplus = max(0, len(ordered) - KEPT)
         attempts, merged = dict(self.attempts), self.merged
         for attempt_id, attempt in old[:surplus]:
-            del attempts[attempt_id]
             merged = (merged or Merged()).with_attempt(attempt_id, attempt)
+            for known in self._parts(attempt_id, attempt):
+                del attempts[known]
         for attempt_id, attempt in old[surplus:]:
-            attempts[attempt_id] = attempt.without_texts()
+            for known in self._parts(attempt_id, attempt):
+                attempts[known] = attempts[known].without_texts()
         return self.model_copy(update={"attempts": attempts, "merged": merged})
+
+    def _parts(self, attempt_id: str, attempt: Attempt) -> set[str]:
+        """The ids under which a joined attempt is kept."""
+        is_joined = attempt.ended is not None and self.attempts[attempt_id].ended is not attempt.ended
+        return {attempt_id, request_id_of(attempt_id)} if is_joined else {attempt_id}
 
 
 def _fingerprint(attempt_id: str) -> str:

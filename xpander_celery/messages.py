@@ -17,7 +17,7 @@ from xpander_celery.events import CarriedAttempt
 AGENT_ID = "xpander_agent_id"
 """A header that users set: the agent of this one call."""
 ATTEMPT = "xpander_attempt"
-"""Set by the worker's main process, never sent: attempt id and owner."""
+"""Set by the worker's main process, never sent: the id of the request and the owner."""
 CARRIED = "xpander_carried"
 """The usage of the earlier attempts of this job, a list of `CarriedAttempt`."""
 EARLIER = "xpander_earlier"
@@ -38,7 +38,7 @@ def header(message: Mapping[str, Any], name: str) -> Any:
 
 
 def attempt_in(message: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Attempt id and owner, where the worker's main process gave them to this very message."""
+    """The id of the request and its owner, where the worker's main process gave them to this very message."""
     said = message.get(ATTEMPT)
     if said is None or message.get("is_eager"):
         return None

@@ -1,4 +1,4 @@
-"""What only the worker's main process sees of a job: its attempt ids, and ends that no child can tell of. Layer 3.
+"""What only the worker's main process sees of a job: its requests, and ends that no child can tell of. Layer 3.
 
 Celery's documented place for this is the task's `Request` class (celery/app/task.py, `Task.Request`). Each task's own
 one is subclassed, so it keeps working. Runs on the consumer's loop: an end is appended, and nothing is waited for.

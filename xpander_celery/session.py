@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xpander_celery import messages
+from xpander_celery.events import attempt_id_of
 from xpander_celery.plans import Plans, TaskPlan
 from xpander_celery.recording.contained import pass_limit, text_of
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
@@ -65,6 +66,8 @@ class Session:
             facts["queue_wait_s"] = queue_wait_s
         child = self.process_id()
         attempt_id, owner = messages.attempt_in(message) or self.new_attempt()
+        if owner != child:
+            attempt_id = attempt_id_of(attempt_id, child)
         recording = Recording(
             self.recorder,
             job_id=message["id"],

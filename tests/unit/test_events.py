@@ -16,9 +16,11 @@ from xpander_celery.events import (
     Progress,
     Started,
     UnreadableEventError,
+    attempt_id_of,
     carry,
     decode,
     encode,
+    request_id_of,
 )
 from xpander_celery.report import Outcome, Tokens
 
@@ -91,3 +93,9 @@ def test_a_long_history_is_merged_from_its_oldest_end() -> None:
         used_tools=("t",),
     )
     assert history == (merged, carried(6), carried(7))
+
+
+def test_the_attempts_at_one_request_differ_by_the_child_that_made_them() -> None:
+    first, second = attempt_id_of("parent-1f", "child-1"), attempt_id_of("parent-1f", "child-2")
+    assert first != second
+    assert request_id_of(first) == request_id_of(second) == request_id_of("parent-1f") == "parent-1f"

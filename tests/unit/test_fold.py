@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpander_celery.events import CarriedAttempt, Ended, Event, Finished, JobFacts, Progress, Started, carry
+from xpander_celery.events import (
+    CarriedAttempt,
+    Ended,
+    Event,
+    Finished,
+    JobFacts,
+    Progress,
+    Started,
+    attempt_id_of,
+    carry,
+)
 from xpander_celery.fold import Final, JobState, Open, fold, verdict
 from xpander_celery.job_state import FINGERPRINTS, FULL, KEPT
 from xpander_celery.report import Outcome, TaskReport, Tokens
@@ -240,6 +250,131 @@ def test_the_reason_of_a_retry_is_in_the_text_of_a_closed_job() -> None:
 
 def test_a_replaced_task_that_never_came_counts_as_ignored() -> None:
     assert report(started(), finished(outcome="ignored", continues=True)).is_success
+
+
+# One request, several children
+
+
+def run_by(child: str, at: float, **more: Any) -> Started:
+    event = started(attempt_id_of("a1", child), at, **more)
+    return event.model_copy(update={"child": child})
+
+
+def told(child: str, outcome: str, at: float, **more: Any) -> Finished:
+    return finished(attempt_id_of("a1", child), outcome, at, **more)
+
+
+def heard(child: str, at: float, **more: Any) -> Progress:
+    return progress(attempt_id_of("a1", child), at, **more)
+
+
+@pytest.mark.parametrize(
+    ("events", "gone", "outcome", "tokens"),
+    [
+        ([run_by("c1", 100), heard("c1", 101, spent=5), ended(at=105)], {}, "lost", 5),
+        ([run_by("c1", 100), told("c1", "succeeded", 102, spent=5), ended(at=105)], {}, "succeeded", 5),
+        ([run_by("c1", 100), told("c1", "interrupted", 102, spent=5), ended(at=105)], {}, "lost", 5),
+        # the pool gave the request to a second child, since it had not read that the first one took it
+        (
+            [run_by("c1", 100), heard("c1", 101, spent=5), run_by("c2", 110), told("c2", "succeeded", 111, spent=7)],
+            {"c1": 102.0},
+            "succeeded",
+            12,
+        ),
+        (
+            [run_by("c1", 100), heard("c1", 101, spent=5), run_by("c2", 110), heard("c2", 111, spent=7), ended(at=115)],
+            {"c1": 102.0, "c2": 112.0},
+            "lost",
+            12,
+        ),
+        (
+            [
+                run_by("c1", 100),
+                told("c1", "succeeded", 101, spent=5),  # it had run to its end
+                run_by("c2", 110),
+                told("c2", "failed", 111, spent=7),
+            ],
+            {"c1": 102.0},
+            "failed",
+            12,
+        ),
+        (
+            [run_by("c1", 100), heard("c1", 101, spent=5), run_by("c2", 110), heard("c2", 111, spent=7)],
+            {"c1": 102.0, "c2": 112.0, OWNER: 112.0},
+            "lost",
+            12,
+        ),
+    ],
+)
+def test_every_child_that_ran_a_request_is_an_attempt_and_the_parents_word_is_on_the_newest(
+    events: list[Event], gone: dict[str, float], outcome: str, tokens: int
+) -> None:
+    for order in itertools.permutations(events):
+        result = final(*order, gone=gone)
+        assert result.outcome == outcome
+        assert spent(*order, gone=gone) == tokens
+
+
+def test_the_second_child_is_waited_for_as_long_as_it_lives() -> None:
+    events = [run_by("c1", 100), run_by("c2", 110)]
+    assert judged(*events, gone={"c1": 102.0}) == Open(None, frozenset(("c2", OWNER)))
+    again = [run_by("c1", 100), told("c1", "succeeded", 101), run_by("c2", 110)]
+    assert judged(*again, gone={"c1": 102.0}) == Open(None, frozenset(("c2", OWNER)))
+
+
+def test_a_request_that_was_put_back_in_the_queue_is_continued_by_the_next_one() -> None:
+    events = [
+        run_by("c1", 100),
+        heard("c1", 101, spent=5),
+        ended(outcome="requeued", at=105),
+        started("a2/c2", 120),
+        finished("a2/c2", at=121, spent=7),
+    ]
+    for order in itertools.permutations(events):
+        assert spent(*order) == 12
+        assert report(*order).llm_response["celery"]["attempt"] == 2
+
+
+def test_what_a_second_child_ran_longer_counts_in_the_duration() -> None:
+    sent = report(
+        run_by("c1", 100),
+        heard("c1", 101, duration_s=1.5),
+        run_by("c2", 110),
+        ended(at=114),
+        gone={"c1": 102.0, "c2": 112.0},
+    )
+    assert sent.duration == 5.5
+
+
+def test_a_request_that_kills_its_children_for_ever_stays_small_and_its_sums_exact() -> None:
+    state: JobState | None = None
+    for n in range(300):
+        child, at = f"c{n:04}", 100.0 + n
+        events = [run_by(child, at, input="x" * 500), heard(child, at + 0.5, spent=1)]
+        state = JobState.model_validate_json(fold(events, state).model_dump_json())
+    state = fold([ended(at=1000.0)], state)
+    assert len(state.model_dump_json()) < 60_000
+    assert state.usage().tokens == Tokens(prompt_tokens=300)
+    result = verdict(state, now=1e6, gone={CHILD: 1.0}, redelivery_wait_s=WAIT)
+    assert isinstance(result, Final)
+    assert result.outcome is Outcome.LOST
+
+
+def test_what_parents_said_of_a_long_history_stays_small_and_its_sums_exact() -> None:
+    state: JobState | None = None
+    events: list[Event] = []
+    for n in range(200):
+        attempt, at = f"a{n}", 100.0 + 10 * n
+        events += [started(f"{attempt}/c", at), progress(f"{attempt}/c", at + 1, spent=1)]
+        events += [ended(attempt, "requeued", at + 2, result="x" * 500)]
+    for event in events:
+        state = fold([event], state)
+    assert state is not None
+    assert len(state.joined()) <= KEPT
+    assert len(state.model_dump_json()) < 80_000
+    assert state.usage().tokens == Tokens(prompt_tokens=200)
+    again = fold(events[-3 * KEPT - 60 :], state)
+    assert again.usage() == state.usage()
 
 
 # Waiting for a word
@@ -593,7 +728,7 @@ def test_events_of_two_jobs_are_refused() -> None:
 # Arrival has no part in it
 
 times = st.sampled_from([100.0, 100.5, 101.0, 102.0, 160.0, 7301.0])
-ids = st.sampled_from([f"a{n}" for n in range(1, FULL + 1)])
+ids = st.sampled_from(["a1", "a2", "a3", "a4", "a1/c1", "a1/c2", "a2/c1", "a5/c1"])
 tokens = st.builds(Tokens, prompt_tokens=st.integers(0, 3), completion_tokens=st.integers(0, 2))
 tools = st.lists(st.sampled_from("xyz"), max_size=2).map(tuple)
 texts = st.sampled_from([None, "one", "two"])

@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, Reject
 
 import xpander_celery as xc
 from xpander_celery import hooks, messages
+from xpander_celery.events import request_id_of
 from xpander_celery.recording.recording import Recording
 from xpander_celery.report import Tokens
 from xpander_celery.testing import CapturedReports, capture_reports
@@ -312,7 +313,7 @@ def test_a_retry_carries_the_history_and_keeps_its_place_in_the_trace(app: Celer
 
     carried = [{"job_id": "job-1", "attempt_id": "a-0"}]
     sent = run(ask, xpander_attempt=("a-1", "owner"), xpander_carried=carried, traceparent=traceparent).retval
-    assert [entry["attempt_id"] for entry in sent[messages.CARRIED]] == ["a-0", "a-1"]
+    assert [request_id_of(entry["attempt_id"]) for entry in sent[messages.CARRIED]] == ["a-0", "a-1"]
     assert sent[messages.CARRIED][1]["tokens"]["prompt_tokens"] == 10
     assert sent[messages.CARRIED][1]["used_tools"] == ["search"]
     assert sent["traceparent"] == traceparent
