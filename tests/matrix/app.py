@@ -117,6 +117,21 @@ def wait(task: Task, ledger: Ledger) -> None:
         time.sleep(0.05)
 
 
+def settle(task: Task, ledger: Ledger) -> None:
+    """Until the worker's main process knows that this process has the job. Where one dies before, Celery's prefork pool
+    may give its job to another one (`tests/integration/test_jobs_put_back.py`), which is not what a case is about.
+    """
+    deadline = time.monotonic() + 60
+    while POOL == "prefork" and not _is_accepted(task.request):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the worker does not know of this job")
+
+
+def _is_accepted(request: Any) -> bool:
+    active = app.control.inspect(destination=[request.hostname], timeout=1).active() or {}
+    return any(job["id"] == request.id for jobs in active.values() for job in jobs)
+
+
 def fail(task: Task, ledger: Ledger, text: str) -> None:
     raise ValueError(text)
 
@@ -144,6 +159,7 @@ def replace(task: Task, ledger: Ledger, kind: str) -> None:
 
 
 def leave(task: Task, ledger: Ledger, how: str) -> None:
+    settle(task, ledger)
     if how == "SystemExit":
         sys.exit(3)
     if how == "KeyboardInterrupt":
@@ -164,6 +180,7 @@ def grow(task: Task, ledger: Ledger, megabytes: int) -> None:
 VERBS = {
     "spend": spend,
     "sleep": sleep,
+    "settle": settle,
     "block": block,
     "wait": wait,
     "fail": fail,

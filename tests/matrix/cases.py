@@ -90,7 +90,9 @@ class Group:
 
 # Gevent and eventlet workers have no event loop, so they never take back what a dead one held: the worker that follows
 # them is one of threads.
-_REDELIVERING = {"MATRIX_VISIBILITY_S": "10", "XPANDER_CELERY_REDELIVERY_WAIT_S": "40"}
+# What nobody takes back for twice the visibility timeout is reported as lost, and once more when it comes after all: so
+# long a worker may take to start on a loaded machine.
+_REDELIVERING = {"MATRIX_VISIBILITY_S": "30", "XPANDER_CELERY_REDELIVERY_WAIT_S": "120"}
 GROUPS = {
     group.name: group
     for group in (
@@ -311,7 +313,14 @@ WORKERS = (
     ),
     Case("SIGKILL of the worker", HELD, LOST, group="killed"),
     Case("SIGKILL of the worker, acks_late", HELD, TWICE, group="killed late", task="late"),
-    Case("worker_max_tasks_per_child", PLAIN, DONE, group="recycled", how="send ten", only=PREFORK),
-    Case("worker_max_memory_per_child", [[SPEND, ["grow", 200]]], DONE, group="heavy", how="send ten", only=PREFORK),
+    Case("worker_max_tasks_per_child", [[SPEND, ["settle"]]], DONE, group="recycled", how="send ten", only=PREFORK),
+    Case(
+        "worker_max_memory_per_child",
+        [[SPEND, ["grow", 200], ["settle"]]],
+        DONE,
+        group="heavy",
+        how="send ten",
+        only=PREFORK,
+    ),
 )
 CASES = (*RETURNS, *RETRIES, *LIMITS, *LOSSES, *MESSAGES, *WORKERS)
