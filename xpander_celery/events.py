@@ -148,7 +148,8 @@ class Finished(_Event):
 class Ended(_Event):
     """What the parent saw of the end of a request; `facts` make a full record where no child ever spoke.
 
-    `attempt_id` is that of the request: this is said of the newest attempt that was made at it.
+    `attempt_id` is that of the request: this is said of the newest attempt that was made at it. `before_start`: it was
+    given to no child, so none will speak of it.
     """
 
     kind: Literal["ended"] = "ended"
@@ -158,6 +159,7 @@ class Ended(_Event):
     facts: JobFacts
     carried: tuple[CarriedAttempt, ...] = ()
     continues: bool = False
+    before_start: bool = False
 
 
 Event = Started | Progress | Finished | Ended

@@ -249,7 +249,9 @@ def _wait_for_word(attempt: Attempt, now: float, gone: Mapping[str, float], rede
 def _wait_for_child(attempt: Attempt, now: float, gone: Mapping[str, float]) -> Open | None:
     """How long the child may still speak of an attempt that its parent gave up; None: no longer."""
     started, ended = attempt.started, attempt.ended
-    if ended is None or attempt.finished is not None or (started is not None and started.child in gone):
+    if ended is None or ended.before_start or attempt.finished is not None:
+        return None
+    if started is not None and started.child in gone:
         return None
     until = ended.at + _CHILD_WORD_S
     watch = frozenset((started.child,)) if started is not None else frozenset[str]()

@@ -196,10 +196,17 @@ class Hooks:
             return
         outcome = Outcome.EXPIRED if expired else Outcome.REVOKED
         text = "expired before it was run" if expired else "revoked"
-        if more.get("terminated"):
+        terminated = bool(more.get("terminated"))
+        if terminated:
             text = f"revoked: terminated by {_signal_name(more.get('signum'))}"
-        view = ParentView(session, self.guard)
-        view.ended(session.plan_of(sender), request.__dict__, request.args or (), request.kwargs or {}, outcome, text)
+        plan, message, args, kwargs = (
+            session.plan_of(sender),
+            request.__dict__,
+            request.args or (),
+            request.kwargs or {},
+        )
+        # else it is told by `Request.revoked`, which is asked before the pool is given the job
+        ParentView(session, self.guard).ended(plan, message, args, kwargs, outcome, text, before_start=not terminated)
 
     @guarded
     def unknown(self, sender: Any = None, name: Any = None, id: Any = None, message: Any = None, **_: Any) -> None:  # noqa: A002
@@ -214,7 +221,8 @@ class Hooks:
             "delivery_info": message.delivery_info,
         }
         text = f"NotRegistered: this worker has no task {name!r}"
-        ParentView(session, self.guard).ended(session.plans.of_name(name), said, (), {}, Outcome.FAILED, text)
+        plan = session.plans.of_name(name)
+        ParentView(session, self.guard).ended(plan, said, (), {}, Outcome.FAILED, text, before_start=True)
 
     @guarded
     def malformed(self, **_: Any) -> None:

@@ -38,7 +38,9 @@ class ParentView:
         kwargs: Mapping[str, Any],
         outcome: Outcome,
         result: str,
+        *,
         continues: bool = False,
+        before_start: bool = False,
     ) -> None:
         """Write what was seen. With all facts, since it may be all that is ever known of the job."""
         if not plan.is_one_of_ours(message):
@@ -60,6 +62,8 @@ class ParentView:
         }
         if continues:
             event["continues"] = True
+        if before_start:
+            event["before_start"] = True
         recorder.emit(event)
 
     @guarded
@@ -97,7 +101,7 @@ class ParentView:
         if strength > request.told_strength:
             request.told_strength = strength
             plan, message = self.session.plan_of(request.task), request._request_dict
-            self.ended(plan, message, request.args, request.kwargs, outcome, result, continues)
+            self.ended(plan, message, request.args, request.kwargs, outcome, result, continues=continues)
 
 
 # Of several ends of one attempt the strongest counts; the same one again, or a weaker one, is not told. Revocation,

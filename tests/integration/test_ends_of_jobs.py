@@ -13,6 +13,8 @@ from tests.support import jobs
 from tests.support.broker import Broker
 from tests.support.waiting import until
 from tests.support.worker import AGENT, Worker, start_worker
+from xpander_celery.events import Ended
+from xpander_celery.fold import Final, fold, verdict
 from xpander_celery.report import Outcome, Tokens
 
 
@@ -33,6 +35,12 @@ def publisher(redis_broker: Broker) -> Iterator[None]:
 def sent(signature: Any) -> str:
     job_id: str = signature.apply_async().id
     return job_id
+
+
+def is_told_at_once(worker: Worker, job_id: str) -> bool:
+    """Whether nothing is waited for once the worker's main process said how the job ended."""
+    ends = [event for event in worker.journal.events(job_id) if isinstance(event, Ended)]
+    return isinstance(verdict(fold(ends), now=ends[0].at, gone={}, redelivery_wait_s=3600), Final)
 
 
 def test_a_job_that_returns_succeeds(worker: Worker) -> None:
@@ -144,6 +152,7 @@ def test_a_job_revoked_while_it_runs(worker: Worker) -> None:
     report = worker.journal.report(result.id)
     assert worker.journal.outcome(result.id) is Outcome.REVOKED
     assert (report.is_success, report.result) == (False, "revoked: terminated by SIGTERM")
+    assert not is_told_at_once(worker, result.id)
 
 
 def test_a_job_revoked_before_it_starts(worker: Worker) -> None:
@@ -153,12 +162,14 @@ def test_a_job_revoked_before_it_starts(worker: Worker) -> None:
     report = worker.journal.report(result.id)
     assert worker.journal.outcome(result.id) is Outcome.REVOKED
     assert (report.input, report.result) == ('{"x":1,"y":1}', "revoked")
+    assert is_told_at_once(worker, result.id)
 
 
 def test_an_expired_job(worker: Worker) -> None:
     job_id = jobs.add.apply_async((1, 1), countdown=1, expires=0.5).id
     assert worker.journal.report(job_id).result == "expired before it was run"
     assert worker.journal.outcome(job_id) is Outcome.EXPIRED
+    assert is_told_at_once(worker, job_id)
 
 
 def test_a_task_that_the_worker_does_not_have(worker: Worker) -> None:
@@ -166,6 +177,7 @@ def test_a_task_that_the_worker_does_not_have(worker: Worker) -> None:
     report = worker.journal.report(job_id)
     assert report.result == "NotRegistered: this worker has no task 'nobody.knows'"
     assert report.llm_response["celery"]["task"] == "nobody.knows"
+    assert is_told_at_once(worker, job_id)
 
 
 def test_a_nested_eager_job_is_a_job_of_its_own(worker: Worker) -> None:

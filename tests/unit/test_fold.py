@@ -415,6 +415,10 @@ def test_a_job_without_an_end_stays_open_as_long_as_a_word_may_come(
     [
         ([started(), ended(at=105)], {}, Open(107, frozenset((CHILD,)))),
         ([ended(at=105)], {}, Open(107, frozenset())),  # what its child said may not be read yet
+        ([ended(outcome="expired", at=105, before_start=True)], {}, "expired"),  # no child was given it
+        ([ended(outcome="revoked", at=105, before_start=True)], {}, "revoked"),
+        ([ended(outcome="failed", at=105, before_start=True)], {}, "failed"),
+        ([started(), finished(outcome="retried"), ended("a2", "revoked", 105, before_start=True)], {}, "revoked"),
         ([started(), ended(at=105)], {CHILD: 105.5}, "lost"),
         ([started(), ended(at=105), finished(outcome="interrupted", at=105.5)], {}, "lost"),
         ([started(), ended(at=105), finished(at=105.5)], {}, "succeeded"),
@@ -786,6 +790,7 @@ any_event: st.SearchStrategy[Event] = st.one_of(
         facts=known_facts,
         carried=carried_lists,
         continues=st.booleans(),
+        before_start=st.booleans(),
     ),
 )
 histories = st.lists(any_event, min_size=1, max_size=14)

@@ -10,7 +10,8 @@ from xpander_celery.journal.segments import MAX_RECORD_BYTES
 from xpander_celery.rendering import cut, to_text
 
 _KEPT_BYTES = 4096
-_ESSENTIAL = ("v", "kind", "job_id", "attempt_id", "at", "child", "owner", "outcome", "duration_s", "continues")
+_IDENTITY = ("v", "kind", "job_id", "attempt_id", "at", "child", "owner")
+_ESSENTIAL = (*_IDENTITY, "outcome", "duration_s", "continues", "before_start")
 
 
 def record_text(event: dict[str, Any]) -> tuple[bytes | None, bool]:
