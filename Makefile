@@ -11,7 +11,7 @@ RUN := env -u PYTHONPATH $(VENV)/bin/python -m
 SCRUB := $(shell env | sed -nE 's/^((XPANDER|OTEL|CELERY)_[A-Z0-9_]*|IS_STG|[A-Za-z]+_(proxy|PROXY))=.*/-u \1/p' | grep -v XPANDER_TEST_)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sandbox test check format contract faults chaos matrix instrumentations bench bench-quick clean
+.PHONY: help demo sandbox test check format contract faults lowest chaos matrix instrumentations bench bench-quick clean
 
 help: ## List the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-26s %s\n", $$1, $$2}'
@@ -54,6 +54,12 @@ contract: $(VENV)/.installed ## The official SDK against the sandbox, and beside
 
 faults: $(VENV)/.installed ## Processes killed, disks filled, platforms misbehaving
 	env $(SCRUB) $(RUN) pytest tests/faults $(ARGS)
+
+lowest: $(VENV)/.installed ## The unit tests on the oldest releases that pyproject.toml allows
+	@[ -x .venvs/lowest/bin/python ] || $(VENV)/bin/python -m venv .venvs/lowest
+	@.venvs/lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' fastapi \
+		--constraint tests/lowest/constraints.txt
+	env -u PYTHONPATH $(SCRUB) .venvs/lowest/bin/python -m pytest -W default tests/unit $(ARGS)
 
 matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
 	env $(SCRUB) $(RUN) tests.matrix $(ARGS)
