@@ -14,11 +14,16 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import Any
 
 from tests.instrumentations.environments import ENVIRONMENTS, LIMITS, ROOT, Environment, set_up
 from tests.support.sandbox import start_sandbox
 
+_AT_ONCE = os.cpu_count() or 1
 _TIMEOUT_S = 300
 _ALL = ("prompt_tokens", "completion_tokens", "cache_read_tokens", "cache_write_tokens")
 
@@ -30,21 +35,37 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     chosen = [each for each in ENVIRONMENTS if not arguments.only or each.name in arguments.only]
-    wrong = 0
-    with start_sandbox("--model-seed", str(arguments.seed)) as sandbox:
-        for environment in chosen:
-            problem = set_up(environment)
-            if problem is not None:
-                print(f"{environment.name:12} could not be installed: {problem}", flush=True)
-                continue
-            for layers in environment.combinations():
-                wrong += _run(environment, layers, sandbox.url, arguments.seed)
+    with ExitStack() as stack:
+        free: SimpleQueue[str] = SimpleQueue()  # an endpoint counts for one process at a time
+        for _ in range(_AT_ONCE):
+            free.put(stack.enter_context(start_sandbox("--model-seed", str(arguments.seed))).url)
+
+        def run(combination: tuple[Environment, tuple[str, ...]]) -> int:
+            url = free.get()
+            try:
+                return _run(*combination, url, arguments.seed)
+            finally:
+                free.put(url)
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            wrong = sum(threads.map(run, _combinations(chosen)))
     print(f"{wrong} wrong" if wrong else "every record equals what the endpoint served")
     return 1 if wrong else 0
 
 
+def _combinations(environments: Iterable[Environment]) -> Iterator[tuple[Environment, tuple[str, ...]]]:
+    """Those of all environments that can be installed, each set up before its first one."""
+    for environment in environments:
+        problem = set_up(environment)
+        if problem is not None:
+            print(f"{environment.name:12} could not be installed: {problem}", flush=True)
+            continue
+        for layers in environment.combinations():
+            yield environment, layers
+
+
 def _run(environment: Environment, layers: tuple[str, ...], url: str, seed: int) -> int:
-    """Run one combination and print its lines; how many jobs were wrong."""
+    """Run one combination and print its lines at once; how many jobs were wrong."""
     label = f"{environment.name:12} {' + '.join(layers) or '(no instrumentation)':46}"
     results, problem = _results(environment, layers, url, seed)
     limits = LIMITS.get((environment.name, layers), {})
@@ -54,12 +75,13 @@ def _run(environment: Environment, layers: tuple[str, ...], url: str, seed: int)
     said = f"{len(results) - len(wrong)}/{len(results)} jobs right, {served} calls"
     if limited:
         said += f" ({limited} as far as this layer writes counts)"
-    print(f"{label} {said}{'' if problem is None else f'  FAILED: {problem}'}", flush=True)
+    lines = [f"{label} {said}{'' if problem is None else f'  FAILED: {problem}'}"]
     for result in wrong:
-        print(f"    {result['job']}: recorded {result['recorded']}, served {result['served']}", flush=True)
-        print(
-            f"        tools {result['tools_recorded']}, {result['tools_served']}; {result['state']} {result['error']}"
-        )
+        lines += [
+            f"    {result['job']}: recorded {result['recorded']}, served {result['served']}",
+            f"        tools {result['tools_recorded']}, {result['tools_served']}; {result['state']} {result['error']}",
+        ]
+    print("\n".join(lines), flush=True)
     return len(wrong) + (problem is not None)
 
 

@@ -34,6 +34,8 @@ PACKAGES = {
         if layer.startswith("openllmetry-")
     },
 }
+# LiteLLM 1.110 posts by itself, past the functions that some layers wrap.
+_PAST: dict[str, tuple[str, ...]] = {"completion": (), "two": (), "stream": ()}
 # What a layer alone does not write, so that no record can have it: job by job, which counts remain.
 LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...]]] = {
     ("agno", ("openllmetry-agno",)): {
@@ -43,7 +45,9 @@ LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...]]] = {
         "stream": (),
         "team": (),
     },
-    ("litellm", ("openllmetry-openai",)): {"stream": ()},
+    ("litellm", ("genai-openai",)): _PAST,
+    ("litellm", ("openllmetry-openai",)): _PAST,
+    ("litellm", ("genai-openai", "openllmetry-openai")): _PAST,
 }
 _OPENAI_LAYERS = ("openinference-openai", "genai-openai", "openllmetry-openai")
 
@@ -90,10 +94,7 @@ ENVIRONMENTS = (
     ),
     Environment("pydantic-ai", ("pydantic-ai-slim[openai]>=1.0",), _OPENAI_LAYERS, builtin=("pydantic-ai",)),
     Environment("strands", ("strands-agents[openai,otel]>=1.0",), _OPENAI_LAYERS, builtin=("strands",)),
-    # 1.107.0 was a compromised release
-    Environment(
-        "litellm", ("litellm>=1.70,!=1.107.*",), ("openinference-litellm", *_OPENAI_LAYERS), builtin=("litellm-otel",)
-    ),
+    Environment("litellm", ("litellm>=1.110",), ("openinference-litellm", *_OPENAI_LAYERS), builtin=("litellm-otel",)),
     Environment("logfire", ("logfire>=4", "openai>=1.99"), ("openinference-openai",), builtin=("logfire",)),
 )
 
