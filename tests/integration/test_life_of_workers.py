@@ -15,7 +15,7 @@ from tests.support import jobs
 from tests.support.broker import Broker
 from tests.support.waiting import until
 from tests.support.worker import APP, Worker, start_worker
-from xpander_celery.demo.processes import ProcessError, clean_environ
+from xpander_celery.demo.processes import Leashed, ProcessError, clean_environ
 from xpander_celery.events import Started
 from xpander_celery.journal.liveness import has_file
 from xpander_celery.report import Outcome, Tokens
@@ -131,10 +131,51 @@ def instrument(**_):
 """
 
 
+SENT_BY_BEAT = """
+import os
+from celery import Celery
+import xpander_celery as xc
+
+app = Celery("late", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_BACKEND"])
+app.conf.beat_schedule = {"ask": {"task": "late.ask", "schedule": 0.5, "args": ["why?"]}}
+app.conf.xpander_relay = "external"
+xc.instrument(app)
+
+@app.task(name="late.ask")
+def ask(question):
+    return question
+"""
+
+
 def start_worker_of(code: str, broker: Broker, directory: Path) -> AbstractContextManager[Worker]:
     (directory / "late_jobs.py").write_text(code)
     path = f"{Path(__file__).parents[2]}:{directory}"
     return start_worker(broker, directory, ONE_CHILD, app="late_jobs", PYTHONPATH=path)
+
+
+def test_a_job_that_beat_sends_is_one_record_and_beat_writes_none(redis_broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "beat").mkdir()
+    with start_worker_of(SENT_BY_BEAT, redis_broker, tmp_path) as worker:
+        beat = Leashed(
+            "beat",
+            [sys.executable, "-m", "celery", "-A", "late_jobs", "beat", "--schedule", str(tmp_path / "schedule")],
+            log=tmp_path / "beat.log",
+            environ=clean_environ(
+                BROKER_URL=redis_broker.url,
+                RESULT_BACKEND=redis_broker.backend,
+                PYTHONPATH=f"{Path(__file__).parents[2]}:{tmp_path}",
+                XPANDER_API_KEY="key",
+                XPANDER_AGENT_ID="agent",
+                XPANDER_CELERY_JOURNAL=str(tmp_path / "beat" / "journal"),
+            ),
+        )
+        with beat:
+            ends = until(lambda: len(worker.journal.verdicts()) > 1 and worker.journal.verdicts(), what="two jobs")
+        reports = [end.report for end in ends.values() if end.report is not None]
+        assert {(each.input, each.result, each.is_success) for each in reports} == {("why?", "why?", True)}
+        assert all(each.llm_response["celery"]["queue_wait_s"] >= 0 for each in reports)
+    assert list((tmp_path / "beat").iterdir()) == []
+    jobs.app.control.purge()
 
 
 def test_instrument_again_in_a_running_worker_keeps_it_alive(redis_broker: Broker, tmp_path: Path) -> None:

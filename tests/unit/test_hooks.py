@@ -54,6 +54,30 @@ def test_an_eager_job_is_reported(app: Celery, reports: CapturedReports) -> None
     assert reports.of(result.id) == report
 
 
+@pytest.mark.parametrize("kind", ["map", "starmap", "chunks"])
+def test_many_calls_in_one_job_are_one_record_of_celerys_own_task_where_that_is_named(app: Celery, kind: str) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task(name="shop.ask")
+    def ask(x: int) -> int:
+        xc.current_job().add_usage(SPENT)
+        return 2 * x
+
+    signature = {
+        "map": lambda: ask.map([1, 2]),
+        "starmap": lambda: ask.starmap([(1,), (2,)]),
+        "chunks": lambda: ask.chunks([(1,), (2,)], 2),
+    }[kind]
+    with capture_reports(app) as reports:
+        signature().apply_async()
+        assert len(reports) == 0
+    with capture_reports(app, tasks=["*", "celery.map", "celery.starmap"]) as reports:
+        signature().apply_async()
+        [report] = reports
+        assert (report.result, report.tokens) == ("[2,4]", SPENT + SPENT)
+        assert report.llm_response["celery"]["task"] == ("celery.map" if kind == "map" else "celery.starmap")
+
+
 def test_always_eager(app: Celery, reports: CapturedReports) -> None:
     app.conf.task_always_eager = True
 

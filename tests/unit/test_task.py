@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +234,73 @@ def test_what_the_body_sets_in_its_context_stays_but_for_opentelemetrys(app: Cel
     leaky.apply()
     assert connection.get() == "kept open"
     assert otel_context.get_value("abandoned") is None
+
+
+def test_a_connection_that_jobs_keep_in_their_context_is_made_once(app: Celery, reports: CapturedReports) -> None:
+    """As Django's caches do, by asgiref: a body in a context of its own would make one for each job."""
+    connection: contextvars.ContextVar[object] = contextvars.ContextVar("connection")
+    made: list[object] = []
+
+    @app.task
+    @xc.reported
+    def ask() -> None:
+        if connection.get(None) is None:
+            made.append(object())
+            connection.set(made[-1])
+
+    def jobs() -> None:
+        for _ in range(50):
+            ask.apply()
+
+    contextvars.copy_context().run(jobs)
+    assert len(made) == 1
+    assert len(reports) == 50
+
+
+def test_a_base_of_ours_and_of_the_app_keeps_what_both_give(
+    app: Celery, reports: CapturedReports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed: list[Callable[[], object]] = []
+    database = ModuleType("django.db")
+    database.transaction = SimpleNamespace(on_commit=committed.append)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "django", ModuleType("django"))
+    monkeypatch.setitem(sys.modules, "django.db", database)
+    monkeypatch.delitem(sys.modules, "celery.contrib.django.task", raising=False)
+    from celery.contrib.django.task import DjangoTask
+
+    monkeypatch.delitem(sys.modules, "celery.contrib.django.task")
+    app.conf.task_always_eager = True
+
+    class Base(xc.XpanderTask, DjangoTask):  # type: ignore[misc]
+        abstract = True
+
+    @app.task(base=Base, bind=True, xpander={"agent_id": "agent-7"})
+    def ask(self: Any, question: str) -> str:
+        return f"{self.request.id is not None}: {question}"
+
+    ask.delay_on_commit("why?")
+    assert len(reports) == 0
+    [commit] = committed
+    commit()
+    assert [(each.agent_id, each.input, each.result) for each in reports] == [("agent-7", "why?", "True: why?")]
+
+
+def test_tasks_that_are_discovered_later_are_reported(
+    app: Celery, reports: CapturedReports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "discovered_later"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tasks.py").write_text(
+        "from celery import shared_task\n\n@shared_task(name='discovered.ask')\ndef ask():\n    return 42\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app.autodiscover_tasks(["discovered_later"])
+    app.loader.import_default_modules()
+    app.tasks["discovered.ask"].apply()
+    assert [each.result for each in reports] == ["42"]
+    for name in ("discovered_later", "discovered_later.tasks"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_exceptions_and_results_are_the_users_own(app: Celery, reports: CapturedReports) -> None:
