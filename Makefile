@@ -11,7 +11,7 @@ RUN := env -u PYTHONPATH $(VENV)/bin/python -m
 SCRUB := $(shell env | sed -nE 's/^((XPANDER|OTEL|CELERY)_[A-Z0-9_]*|IS_STG|[A-Za-z]+_(proxy|PROXY))=.*/-u \1/p' | grep -v XPANDER_TEST_)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sandbox test check format contract faults lowest chaos matrix instrumentations bench bench-quick clean
+.PHONY: help demo sandbox test check format contract faults lowest chaos soak matrix instrumentations bench bench-quick clean
 
 help: ## List the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-26s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real wor
 
 chaos: $(VENV)/.installed ## Workers, relay and platform killed at random for two minutes; lost must be 0
 	env $(SCRUB) $(RUN) tests.chaos.run $(ARGS)
+
+soak: $(VENV)/.installed ## Thousands of jobs of every kind while pool processes are killed; each record is judged by a ledger
+	env $(SCRUB) $(RUN) tests.chaos.soak $(ARGS)
 
 instrumentations: $(VENV)/.installed ## Real libraries under real instrumentations, against what was served
 	env $(SCRUB) $(RUN) tests.instrumentations $(ARGS)

@@ -63,18 +63,25 @@ class Platform:
 class Chaos:
     """Everything that runs, and the hand that kills it."""
 
+    APP = APP
+    OPTIONS: tuple[str, ...] = ("--concurrency=2",)
+
     def __init__(self, directory: Path, broker: Broker, chance: random.Random) -> None:
         self.directory = directory
         self.broker = broker
         self.chance = chance
         self.platform = Platform(directory)
         self.kills: Counter[str] = Counter()
+        self.killed_children: list[int] = []
         self.ledger = directory / "ledger"
         self._stacks: list[contextlib.ExitStack] = []
         self._workers: list[Worker] = []
         self._number = 0
         for _ in range(WORKERS):
             self._start_worker()
+
+    def _settings(self) -> dict[str, str]:
+        return {"XPANDER_CELERY_JOURNAL": str(self.directory / "journal")}
 
     @property
     def journal(self) -> Path | None:
@@ -90,13 +97,13 @@ class Chaos:
             start_worker(
                 self.broker,
                 place,
-                "--concurrency=2",
+                *self.OPTIONS,
                 f"--hostname=chaos-{self._number}@%h",
-                app=APP,
+                app=self.APP,
                 XPANDER_BASE_URL=self.platform.sandbox.url,
                 XPANDER_API_KEY=self.platform.sandbox.api_key,
-                XPANDER_CELERY_JOURNAL=str(self.directory / "journal"),
                 CHAOS_LEDGER=str(self.ledger),
+                **self._settings(),
             )
         )
         self._stacks.append(stack)
@@ -120,9 +127,13 @@ class Chaos:
 
     def _kill_child(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.chance.choice(self._workers).pid).children()
+            worker = psutil.Process(self.chance.choice(self._workers).pid)
+            command = worker.cmdline()  # that of a relay, which it may have started, is another
+            children = [child for child in worker.children() if child.cmdline() == command]
             if children:
-                self.chance.choice(children).kill()
+                child = self.chance.choice(children)
+                child.kill()
+                self.killed_children.append(child.pid)
                 self.kills["child"] += 1
 
     def _kill_relay(self) -> None:

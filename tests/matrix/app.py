@@ -79,12 +79,14 @@ def perform(task: Task, script: list[list[list[Any]]]) -> Any:
     steps = script[min(ledger.attempts(), len(script) - 1)]
     ledger.note("began", os.getpid())
     result: Any = "done"
-    for verb, *values in steps:
-        if verb == "return":
-            result = object() if values[0] == "an object" else values[0]
-        else:
-            VERBS[verb](task, ledger, *values)
-    ledger.note("ended")
+    try:
+        for verb, *values in steps:
+            if verb == "return":
+                result = object() if values[0] == "an object" else values[0]
+            else:
+                VERBS[verb](task, ledger, *values)
+    finally:
+        ledger.note("ended")
     return result
 
 

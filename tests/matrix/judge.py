@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.matrix.cases import Record
-from tests.matrix.site import Attempt
+from tests.matrix.ledger import Attempt
 
 CLOCK_S = 0.1
 SLACK_S = 9.0  # a parent hears of a death up to 5 s later
@@ -14,6 +14,13 @@ SLACK_S = 9.0  # a parent hears of a death up to 5 s later
 
 def outcome_in(record: Mapping[str, Any] | None) -> str:
     return "none" if record is None else str(((record["llm_response"] or {}).get("celery") or {}).get("outcome"))
+
+
+def fewest_faults_of(
+    due: Sequence[Record], record: Mapping[str, Any] | None, posts: int, attempts: Sequence[Attempt]
+) -> list[str]:
+    """Those of the record that fits best, where one of several is due."""
+    return min((faults_of(each, record, posts, attempts) for each in due), key=len)
 
 
 def faults_of(due: Record, record: Mapping[str, Any] | None, posts: int, attempts: Sequence[Attempt]) -> list[str]:

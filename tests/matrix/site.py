@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from tests.matrix.cases import GREEN, GROUPS, Group
 from tests.matrix.environments import ROOT, python_of
+from tests.matrix.ledger import Attempt, attempts_in
 from tests.support.sandbox import Sandbox
 from xpander_celery.demo.processes import Leashed
 
@@ -23,16 +26,6 @@ START_S = 120.0
 
 class SiteError(Exception):
     """A worker did not do what the matrix asked of it; the message names its log."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What the ledger has of one attempt."""
-
-    began_at: float
-    last_at: float
-    tokens: int
-    spendings: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ class Site:
                 if self.version == "5.5":  # its kombu looks for what comes back when it starts, then every 100 s
                     time.sleep(float(kind.environment["MATRIX_VISIBILITY_S"]) + 1)
                 with self._worker("second", pool="threads" if self.pool in GREEN else self.pool):
+                    self._until(self._has_taken_back, "nothing is left that a worker did not acknowledge", "second")
                     self._wait(lambda: is_complete(sent), deadline_s)
             self._wait(lambda: is_complete(sent), deadline_s)
         finally:
@@ -86,6 +80,13 @@ class Site:
         if self.pool != "solo":  # Celery 5.5 and 5.6 fail in their handler there and hang; the leash ends the worker
             self._until(lambda: not worker.is_running, "the worker ends", "first")
 
+    def _has_taken_back(self) -> bool:
+        """Whether nothing of the first worker's is still to come. RabbitMQ gives it back at once."""
+        if not self.broker.startswith("redis"):
+            return True
+        with redis.Redis.from_url(self.broker) as client:
+            return not client.zcard("unacked_index")
+
     def _stop_relays(self) -> None:
         """They would end by themselves, within half a minute."""
         log = self.directory / "relays.log"
@@ -94,17 +95,7 @@ class Site:
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """What the job itself wrote of its attempts."""
-        ledger = self.directory / "ledger" / job_id
-        found: list[Attempt] = []
-        for line in ledger.read_text().splitlines() if ledger.exists() else ():
-            at, verb, *values = line.split()
-            if verb == "began":
-                found.append(Attempt(float(at), float(at), 0, 0))
-            elif found and verb in ("spent", "ended"):
-                last, spent = found[-1], verb == "spent"
-                tokens = last.tokens + (int(values[0]) if spent else 0)
-                found[-1] = Attempt(last.began_at, float(at), tokens, last.spendings + spent)
-        return found
+        return attempts_in(self.directory / "ledger" / job_id)
 
     def jobs(self) -> list[str]:
         """Every job whose body began here."""
