@@ -89,7 +89,11 @@ class ParentView:
     @guarded
     def request_cancelled(self, request: ObservedRequest) -> None:
         """The worker is stopped, or lost its broker, and killed the job. An unacknowledged message comes again."""
-        if request.will_come_again:
+        if request.will_come_again and request.runs_in_green_pool:
+            # Gevent and eventlet give a job that they kill out as a success (celery/concurrency/gevent.py,
+            # `_make_killable_target`): its message is acknowledged, unless the worker ends before it comes to that.
+            request.once_acknowledged(self.request_cancelled)
+        elif request.will_come_again:
             self._request_ended(request, Outcome.REQUEUED, "cancelled by the worker's shutdown", continues=True)
         else:
             self._request_ended(request, Outcome.LOST, "WorkerLostError: cancelled by the worker's shutdown")
@@ -113,6 +117,7 @@ _STRENGTH[Outcome.RETRIED] = _STRENGTH[Outcome.REQUEUED]
 class ObservedRequest:
     """Comes before a task's own `Request` class. What is told depends on what that one did, not on what it was told."""
 
+    acknowledge: Callable[[], Any]
     acknowledged: bool
     args: Any
     kwargs: Any
@@ -121,6 +126,7 @@ class ObservedRequest:
     _request_dict: dict[str, Any]
 
     _parent_view: ParentView
+    runs_in_green_pool = False
     was_requeued = False
     was_retried = False
     had_succeeded = False
@@ -165,6 +171,23 @@ class ObservedRequest:
         stored = super()._success_was_stored()  # type: ignore[misc]
         self.had_succeeded = bool(stored)
         return stored
+
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> Any:
+        self.runs_in_green_pool = bool(getattr(pool, "is_green", False))
+        return super().cancel(pool, *args, **kwargs)  # type: ignore[misc]
+
+    def once_acknowledged(self, tell: Callable[[ObservedRequest], object]) -> None:
+        """Call `tell` when the message is acknowledged after all."""
+        acknowledge = self.acknowledge
+
+        def acknowledge_and_tell() -> Any:
+            try:
+                return acknowledge()
+            finally:
+                if self.acknowledged:
+                    tell(self)
+
+        self.acknowledge = acknowledge_and_tell
 
     def _announce_cancelled(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -181,6 +181,36 @@ def test_a_cold_stop_loses_what_was_acknowledged(request_for: Callable[..., Any]
     assert seen(told) == [(Outcome.LOST, False), (Outcome.REQUEUED, True)]
 
 
+class GreenPool:
+    """As gevent's and eventlet's pools of Celery 5.5 and newer: a job that they kill comes out as a success."""
+
+    is_green = True
+
+    def __init__(self, *, gives_out: bool) -> None:
+        self.gives_out = gives_out
+
+    def terminate_job(self, pid: int, signal: int) -> None: ...
+
+    def wait(self, request: Any) -> None:
+        if self.gives_out:
+            request.on_success((False, None, None))
+
+
+@pytest.mark.parametrize(
+    ("gives_out", "ends"),
+    [(True, [(Outcome.LOST, False)]), (False, [])],  # nothing, where the message is still the broker's: it comes again
+)
+def test_a_cold_stop_of_a_green_pool_loses_what_is_acknowledged_after_all(
+    request_for: Callable[..., Any], told: list[Event], gives_out: bool, ends: Any
+) -> None:
+    request, pool = request_for(acks_late=True), GreenPool(gives_out=gives_out)
+    request.cancel(pool)
+    assert told == []
+    pool.wait(request)
+    assert request.acknowledged is gives_out
+    assert seen(told) == ends
+
+
 def test_jobs_that_are_not_reported_are_not_told_of(
     app: Celery, request_for: Callable[..., Any], view: ParentView, told: list[Event]
 ) -> None:
