@@ -18,6 +18,7 @@ def python_of(version: str) -> Path:
     python = folder / "bin" / "python"
     # celery[redis]==5.4.0 names a kombu without that extra's client: our own extra asks kombu for it
     requirements = ["--editable", f"{ROOT}[redis]", f"celery=={version}.*", "gevent>=24", "eventlet>=0.36"]
+    requirements += ["pytest>=8.3", "pytest-asyncio>=1.0", "pytest-timeout>=2.3"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [sys.version, *requirements, *project["dependencies"], *project["optional-dependencies"]["redis"]]
     recipe = hashlib.sha256("\n".join(asked).encode()).hexdigest()

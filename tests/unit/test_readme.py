@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.matrix.table import documented
 from xpander_celery.settings import Settings, variable_of
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,10 @@ def test_every_setting_is_in_the_table_as_it_is_in_the_code() -> None:
     section = README.split("## Settings", 1)[1].split("\n## ", 1)[0]
     table = [line for line in section.splitlines() if line.startswith("| `")]
     assert table == settings_rows()
+
+
+def test_the_table_of_ends_is_what_the_matrix_asks_for() -> None:
+    assert (ROOT / "docs" / "ends.md").read_text() == documented()
 
 
 def test_every_make_target_that_is_named_exists() -> None:
