@@ -229,7 +229,13 @@ LIMITS = (
         options={"countdown": 5},
     ),
     Case("revoked before it arrives", PLAIN, replace(REVOKED, attempts=0), how="revoke, then send"),
-    Case("expired", PLAIN, Record("expired", "expired", attempts=0), options={"expires": -60}),
+    Case(
+        "expired",
+        PLAIN,
+        Record("expired", "expired", attempts=0),
+        options={"countdown": 20, "expires": 15},
+        note="Where it expires in a queue of RabbitMQ, the broker drops it: no worker sees it, and there is no record.",
+    ),
 )
 LOSSES = (
     Case("SIGKILL of the child", [[SPEND, ["leave", "SIGKILL"]]], LOST, only=PREFORK),
