@@ -74,14 +74,14 @@ class Soak:
         self.ledgers.mkdir()
         self.sent: dict[str, Kind] = {}
         self.chaos = Crowd(directory, broker, chance)
-        self._client = Celery("publisher", broker=broker.url, set_as_current=False)
+        self.client = Celery("publisher", broker=broker.url, set_as_current=False)
         self._to_terminate: list[str] = []
 
     def publish(self, kind: Kind) -> None:
         job_id = str(uuid.uuid4())
         self.sent[job_id] = kind
         name = kind.task if "." in kind.task else f"{APP}.{kind.task}"
-        self._client.send_task(name, [kind.script], task_id=job_id, queue=QUEUE, **kind.options)
+        self.client.send_task(name, [kind.script], task_id=job_id, queue=QUEUE, **kind.options)
         if kind.is_terminated:
             self._to_terminate.append(job_id)
 
@@ -89,7 +89,7 @@ class Soak:
         """End those jobs that are to be, once they run."""
         for job_id in list(self._to_terminate):
             if self.attempts(job_id):
-                self._client.control.revoke(job_id, terminate=True, signal="SIGTERM")
+                self.client.control.revoke(job_id, terminate=True, signal="SIGTERM")
                 self._to_terminate.remove(job_id)
 
     def attempts(self, job_id: str) -> list[Attempt]:
@@ -132,7 +132,7 @@ def run(jobs: int, seconds: float, seed: int, directory: Path) -> int:
         try:
             with killing(soak, random.Random(seed + 2)):
                 _publish_all(soak, jobs, seconds, chance)
-                until(lambda: _has_begun(soak), timeout_s=_DRAINS_WITHIN_S, what="the last job")
+                _await_last_job(soak)
             with contextlib.suppress(AssertionError):  # what is not right in time is told
                 until(soak.is_complete, timeout_s=_DRAINS_WITHIN_S, what="a right record of every job", every_s=2.0)
             return report(soak, seed, time.monotonic() - began)
@@ -151,10 +151,12 @@ def _publish_all(soak: Soak, jobs: int, seconds: float, chance: random.Random) -
         time.sleep(max(0.0, began + (number + 1) * seconds / jobs - time.monotonic()))
 
 
-def _has_begun(soak: Soak) -> bool:
-    """Whether the queue is empty, so that no more processes are to be killed."""
-    with soak._client.connection_for_read() as connection:
-        return not connection.default_channel.client.llen(QUEUE)
+def _await_last_job(soak: Soak) -> None:
+    """Until the queue is empty, however long a slow machine takes; no more processes are to be killed then."""
+    with soak.client.connection_for_read() as connection:
+        queue = connection.default_channel.client
+        while waiting := queue.llen(QUEUE):
+            until(lambda: queue.llen(QUEUE) < waiting, what="a worker that takes a job")
 
 
 @contextlib.contextmanager
