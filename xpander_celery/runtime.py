@@ -31,11 +31,12 @@ from xpander_celery.guard import Guard
 from xpander_celery.hooks import Hooks
 from xpander_celery.journal import Journal
 from xpander_celery.journal.files import FileJournal
-from xpander_celery.journal.location import destination_directory
+from xpander_celery.journal.location import destination_directory, root_beside
 from xpander_celery.plans import Plans
 from xpander_celery.recording.blocks import JobBlock
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
 from xpander_celery.recording.spans import Tracing
+from xpander_celery.redis_address import Address, is_url
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.rendering import Renderer
 from xpander_celery.session import Session
@@ -47,6 +48,7 @@ __all__ = ["TaskOptions", "XpanderTask", "flush", "instrument", "job", "reported
 
 logger = logging.getLogger(__name__)
 
+_SECRET = ("api_key", "journal")  # keywords whose values are in no message
 _NO_KEY = (
     "Reporting to xpander.ai is off: there is no API key. Set XPANDER_API_KEY (or xpander_api_key in Celery's "
     "configuration, or instrument(api_key=...)) and start again"
@@ -135,13 +137,16 @@ def settings_of(app: Any = None) -> Settings:
 
 
 def relay_config(settings: Settings) -> RelayConfig:
-    """What a relay for these settings has to know, and where the journal of their destination lies."""
+    """What a relay for these settings has to know, and where the journal of their destination lies, or, with one in
+    Redis, what this machine keeps of it.
+    """
     platform = _platform_of(settings)
-    directory = destination_directory(
-        settings.journal, base_url=platform.base_url, organization_id=platform.organization_id
-    )
+    url = settings.journal if is_url(settings.journal) else None
+    root = settings.journal if url is None else str(root_beside(Address.parse(url)))
+    directory = destination_directory(root, base_url=platform.base_url, organization_id=platform.organization_id)
     values = {
         **settings.model_dump(),
+        "journal": url,
         "api_key": platform.api_key,
         "organization_id": platform.organization_id,
         "base_url": platform.base_url,
@@ -442,7 +447,7 @@ def _refuse_conflict(keywords: Mapping[str, Any], of_others: Iterable[Mapping[st
     for held in of_others:
         for name in keywords.keys() & held.keys():
             if keywords[name] != held[name]:
-                value = "of another value" if name == "api_key" else repr(held[name])
+                value = "of another value" if name in _SECRET else repr(held[name])
                 raise ConfigurationError(
                     name,
                     f"is {value} for another app of this process; one process has one set of settings",
@@ -478,8 +483,14 @@ def _platform_of(settings: Settings) -> Configuration:
     )
 
 
-def _journal_of(settings: Settings, directory: Path) -> FileJournal:
+def _journal_of(settings: Settings, directory: Path) -> Journal:
     """Opens nothing yet."""
+    if settings.journal is not None and is_url(settings.journal):
+        from xpander_celery.journal.redis.spool import Spill  # 6 ms that a journal of files is spared
+        from xpander_celery.journal.redis.writer import RedisJournal
+
+        spill = Spill(directory, fsync=settings.fsync, max_bytes=settings.max_journal_bytes, required=False)
+        return RedisJournal(settings.journal, directory.name, spill=spill, max_bytes=settings.max_journal_bytes)
     return FileJournal(
         directory, fsync=settings.fsync, max_bytes=settings.max_journal_bytes, required=settings.journal is not None
     )

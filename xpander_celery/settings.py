@@ -14,7 +14,8 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from xpander_celery.errors import ConfigurationError
+from xpander_celery.errors import ConfigurationError, JournalError
+from xpander_celery.redis_address import Address, is_url
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 
@@ -75,7 +76,9 @@ class Settings(BaseSettings):
     )
 
     journal: str | None = Field(
-        None, description="Directory of the journal. Default: `xpander-celery` in the user's state directory."
+        None,
+        repr=False,  # a URL may hold a password
+        description="Directory or Redis URL of the journal. Default: `xpander-celery` in the user's state directory.",
     )
     fsync: Literal["interval", "always"] = Field(
         "interval", description="`always`: each event is on disk before the job goes on (about 150 µs)."
@@ -123,8 +126,11 @@ class Settings(BaseSettings):
     @field_validator("journal")
     @classmethod
     def _known_journal(cls, journal: str | None) -> str | None:
-        if journal is not None and "://" in journal:
-            raise ValueError("is a URL, and only a directory is supported")
+        if journal is not None and is_url(journal):
+            try:
+                Address.parse(journal)
+            except JournalError as error:
+                raise ValueError(str(error).removeprefix("the journal's URL ")) from None
         return journal
 
     @classmethod

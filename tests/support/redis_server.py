@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from xpander_celery.journal.redis.client import Address, Client
+from xpander_celery.journal.redis.client import Client
+from xpander_celery.redis_address import Address
 
 _STARTS_WITHIN_S = 15.0
 

@@ -1,4 +1,4 @@
-"""What unit tests of the worker side share: an app that leaves nothing behind."""
+"""What unit tests share: an app that leaves nothing behind, and a Redis server that each test flushes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from celery import Celery, _state
 
 import xpander_celery as xc
+from tests.support.redis_server import RedisServer, running_redis
 from xpander_celery.testing import CapturedReports, capture_reports
 
 
@@ -28,3 +29,10 @@ def reports(app: Celery) -> Iterator[CapturedReports]:
     """The reports of every job of the app."""
     with capture_reports(app) as reports:
         yield reports
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Each test that uses it flushes it, or has keys of its own."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server

@@ -15,9 +15,11 @@ import pytest
 from celery import Celery, current_app, signals
 
 import xpander_celery as xc
+from tests.support.redis_server import RedisServer
 from xpander_celery import runtime
 from xpander_celery.errors import ConfigurationError
 from xpander_celery.journal.reader import FileReader
+from xpander_celery.journal.redis.keys import Keys
 from xpander_celery.testing import capture_reports
 
 ALL_SIGNALS = [value for value in vars(signals).values() if isinstance(value, type(signals.task_prerun))]
@@ -313,6 +315,76 @@ def test_other_settings_of_another_app_are_refused_and_those_not_given_stay(app:
         assert not runtime.settings_of(app).capture_input
         xc.instrument(app, api_key="secret-1")
         assert runtime.settings_of(app).redact_keys == ()
+
+
+def redis_settings(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    server.client.ask("FLUSHALL")
+    return {
+        "api_key": "k",
+        "agent_id": "a",
+        "base_url": "http://127.0.0.1:9",
+        "journal": server.url,
+        "relay": "external",
+    }
+
+
+def test_jobs_of_a_redis_journal_go_to_one_stream_of_their_destination(
+    app: Celery, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xc.instrument(app, **redis_settings(redis_server, tmp_path, monkeypatch))
+    with xc.job("digest"):
+        pass
+    relay = runtime.relay_config(runtime.settings_of(app))
+    assert relay.journal == redis_server.url
+    assert relay.directory.is_relative_to(tmp_path / "xpander-celery")
+    assert redis_server.client.ask("XLEN", Keys(relay.directory.name).stream) == 2
+
+
+def test_an_evicting_redis_stops_a_worker_at_its_start(
+    app: Celery,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    xc.instrument(app, **redis_settings(redis_server, tmp_path, monkeypatch))
+    redis_server.client.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(SystemExit):
+            worker_starts(app)
+    finally:
+        redis_server.client.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert "maxmemory-policy allkeys-lru" in said(caplog, "worker_refused")[0]
+
+
+def test_a_redis_that_is_away_stops_no_worker_and_files_take_its_place(
+    app: Celery,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = redis_settings(redis_server, tmp_path, monkeypatch) | {"journal": "redis://:hunter2@127.0.0.1:1/0"}
+    xc.instrument(app, **settings)
+    worker_starts(app)
+    with xc.job("digest"):
+        pass
+    [spilled] = (tmp_path / "xpander-celery").iterdir()
+    assert kinds(spilled) == ["started", "finished"]
+    signals.worker_shutdown.send(sender="worker")
+    assert len(said(caplog, "journal_spills")) == 1
+    assert "hunter2" not in caplog.text
+
+
+def test_the_password_of_another_apps_redis_is_in_no_refusal(app: Celery) -> None:
+    xc.instrument(app, journal="redis://:hunter2@redis/0")
+    with (
+        Celery("other", broker="memory://", set_as_current=False) as other,
+        pytest.raises(ConfigurationError, match="journal: ") as refusal,
+    ):
+        xc.instrument(other, journal="redis://:hunter3@redis/0")
+    assert "hunter" not in str(refusal.value)
 
 
 def test_while_a_job_runs_the_settings_and_its_journal_stay(

@@ -58,6 +58,9 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ({"agentid": "a"}, {}, {}, "agentid"),
         ({}, {"xpander_concurency": 3}, {}, "xpander_concurency"),
         ({}, {"xpander_journal": "ftp://host/0"}, {}, "xpander_journal"),
+        ({"journal": "redis://host:many/0"}, {}, {}, "journal"),
+        ({"journal": "redis://host/0?retries=3"}, {}, {}, "journal"),
+        ({}, {}, {"XPANDER_CELERY_JOURNAL": "rediss://host/first"}, "XPANDER_CELERY_JOURNAL"),
         ({}, {}, {"XPANDER_CELERY_CONCURRENCY": "many"}, "XPANDER_CELERY_CONCURRENCY"),
         ({}, {}, {"XPANDER_CELERY_AGENTS": "billing=agent"}, "XPANDER_CELERY_AGENTS"),
         ({"api_key": 5}, {}, {}, "api_key"),
@@ -83,6 +86,24 @@ def test_the_key_shows_in_no_repr_and_no_error() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(api_key=["hunter2"])
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_the_journal_may_be_a_redis_whose_password_shows_nowhere(scheme: str) -> None:
+    settings = Settings.load(journal=f"{scheme}://user:hunter2@redis:6379/3")
+    assert settings.journal == f"{scheme}://user:hunter2@redis:6379/3"
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:hunter2@host:port/0", "redis://:hun/ter2@host/0", "redis://u:hunter2@host/zero", "http://:hunter2@h"],
+)
+def test_a_redis_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"journal: .*Redis") as caught:
+        Settings.load(journal=url)
+    assert "hun" not in str(caught.value)
+    assert "ter2" not in str(caught.value)
 
 
 def test_every_setting_is_described() -> None:

@@ -54,7 +54,9 @@ class Batch:
 class Journal(Protocol):
     """The writing side, one object in each process of a worker."""
 
-    counters: Counters
+    @property
+    def counters(self) -> Counters:
+        """What this process appended."""
 
     @property
     def process_id(self) -> str:

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from xpander_celery.errors import JournalError
+from xpander_celery.redis_address import Address
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +39,27 @@ def destination_directory(journal: str | None, *, base_url: str | None, organiza
     name = re.sub(r"[^a-z0-9.]+", "-", url.netloc.lower().rpartition("@")[2]) or "default"
     digest = hashlib.sha256(f"{place}\n{organization_id or ''}".encode()).hexdigest()[:12]
     return root.absolute() / f"{name}-{digest}"
+
+
+def root_beside(address: Address) -> Path:
+    """The root of what this machine keeps beside a journal in Redis: events that wait for Redis, and a relay's index.
+
+    In the state directory, or where that cannot be written, as in a read-only container, in the temporary one: Redis
+    keeps all that has to survive. Nothing is created.
+    """
+    name = f"redis-{hashlib.sha256(str(address).encode()).hexdigest()[:12]}"
+    try:
+        root = _default_root()
+    except (RuntimeError, OSError):  # this user has no home
+        root = None
+    if root is None or not _may_be_made(root):
+        root = Path(tempfile.gettempdir()) / f"xpander-celery-{os.geteuid()}"
+    return root / name
+
+
+def _may_be_made(directory: Path) -> bool:
+    place = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def _default_root() -> Path:

@@ -28,7 +28,8 @@ _NO_SETTINGS = ("search_path", "loaded_at")  # where a worker runs, and since wh
 class RelayConfig:
     """The relay's share of the settings (described in `settings.py`, under the same names), and its place.
 
-    `directory` is the folder of one destination. `search_path` is where `backend` and `before_send` are imported
+    `directory` is the folder of one destination. `journal` is the URL of a journal in Redis; without one it is in
+    `directory`. `search_path` is where `backend` and `before_send` are imported
     from. `loaded_at` (seconds since the epoch) is the age of the settings: the newest ones win.
     """
 
@@ -36,6 +37,7 @@ class RelayConfig:
     api_key: str | None = field(default=None, repr=False)
     organization_id: str | None = None
     base_url: str | None = None
+    journal: str | None = field(default=None, repr=False)  # it may hold a password
     backend: str | None = None
     before_send: str | None = None
     rate_limit_per_minute: int | None = None

@@ -10,7 +10,8 @@ import pytest
 
 from xpander_celery.errors import JournalError
 from xpander_celery.journal import location
-from xpander_celery.journal.location import destination_directory, prepare, warn_of_network_file_system
+from xpander_celery.journal.location import destination_directory, prepare, root_beside, warn_of_network_file_system
+from xpander_celery.redis_address import Address
 
 URL = "https://inbound.xpander.ai"
 
@@ -44,6 +45,35 @@ def test_one_destination_written_in_two_ways_is_one(same: str) -> None:
 
 def test_a_password_in_a_url_is_not_in_the_name() -> None:
     assert "secret" not in str(place(base_url="https://user:secret@host"))
+
+
+def test_beside_a_redis_a_machine_keeps_little_in_its_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    roots = {root_beside(Address.parse(url)) for url in ("redis://h/1", "redis://h/2", "redis://g/1")}
+    assert len(roots) == 3
+    assert {root.parent for root in roots} == {tmp_path / "xpander-celery"}
+    assert root_beside(Address.parse("redis://user:password@h/1")) in roots
+
+
+def test_where_that_cannot_be_written_it_is_kept_in_the_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(location.os, "access", lambda place, mode: False)  # to root all places may be written
+    monkeypatch.setattr(location.tempfile, "tempdir", str(tmp_path))
+    assert root_beside(Address.parse("redis://h/1")).parent == tmp_path / f"xpander-celery-{os.geteuid()}"
+
+
+def test_without_a_home_it_is_kept_in_the_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(location.tempfile, "tempdir", str(tmp_path))
+    assert root_beside(Address.parse("redis://h/1")).parent == tmp_path / f"xpander-celery-{os.geteuid()}"
 
 
 def test_a_relative_directory_stays_where_it_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

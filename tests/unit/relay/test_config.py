@@ -16,6 +16,7 @@ FULL = RelayConfig(
     api_key="secret-key",
     organization_id="org",
     base_url="https://platform",
+    journal="redis://:secret-word@redis:6379/3",
     backend="pkg.mod:backend",
     before_send="pkg.mod:hook",
     rate_limit_per_minute=100,
@@ -37,6 +38,8 @@ def test_the_key_travels_under_its_own_name_only_and_is_never_shown() -> None:
     assert "secret-key" not in environ[VARIABLE]
     assert "secret-key" not in repr(FULL)
     assert "secret-key" not in FULL.fingerprint
+    assert "secret-word" not in repr(FULL)
+    assert "secret-word" not in FULL.fingerprint
 
 
 def test_an_unset_value_hides_what_the_worker_inherited() -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from xpander_celery.events import VERSION, Event, UnreadableEventError, decode
 from xpander_celery.journal import Batch
 from xpander_celery.journal.notices import Notice
-from xpander_celery.journal.redis.client import Address, Client, Command, RefusedError
+from xpander_celery.journal.redis.client import Client, Command, RefusedError
 from xpander_celery.journal.redis.keys import CONSUMER, DROPPED_FIELD, GROUP, Keys
 from xpander_celery.journal.redis.lease import LEASE_S, Lease
 from xpander_celery.journal.redis.pulse import Pulse
+from xpander_celery.redis_address import Address
 
 _TIMEOUT_S = 2.0
 _RETRY_S = 1.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from xpander_celery.events import Event
+from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.client import Client, Command, RefusedError
 from xpander_celery.journal.redis.keys import ADD, DROPPED_FIELD, EVENT_FIELD, Keys, add_command
@@ -17,6 +19,21 @@ _LOCK = "spool.lock"
 _EVENTS = 100
 _CALL_BYTES = 256 * 1024
 _AT_ONCE_S = 0.2  # of one tick of the worker's timer
+_logger = logging.getLogger(__name__)
+
+
+class Spill(FileJournal):
+    """Where events go while Redis cannot be reached. Without a place for it, they are dropped then, and counted."""
+
+    def _switch_off(self, trouble: object) -> None:
+        if not self.is_off:
+            self.is_off = self._is_troubled = True
+            _logger.warning(
+                "While Redis cannot be reached, events are dropped: there is no place for them (%s). "
+                "Set XDG_STATE_HOME to a directory that can be written",
+                trouble,
+                extra={"event": "journal_spill_off"},
+            )
 
 
 class Spool:

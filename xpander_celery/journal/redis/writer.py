@@ -19,10 +19,11 @@ from xpander_celery.journal import Appended, Counters, liveness
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.notices import Notice
 from xpander_celery.journal.redis import checks
-from xpander_celery.journal.redis.client import Address, Client, Command, Refusal, RefusedError
+from xpander_celery.journal.redis.client import Client, Command, Refusal, RefusedError
 from xpander_celery.journal.redis.keys import ADD, ALIVE, EVENT_FIELD, GONE, GONE_FOR_S, Keys, add_command
 from xpander_celery.journal.redis.spool import Spool
 from xpander_celery.journal.trimming import record_text
+from xpander_celery.redis_address import Address
 
 TIMEOUT_S = 0.25
 SPILL_S = 30.0

@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.redis_server import RedisServer, running_redis
 from xpander_celery.errors import JournalError
-from xpander_celery.journal.redis.client import Address, Client, NoRedisError, Refusal, RefusedError
+from xpander_celery.journal.redis.client import Client, NoRedisError, Refusal, RefusedError
+from xpander_celery.redis_address import Address
 
 
 @contextmanager
