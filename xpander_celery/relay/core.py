@@ -28,6 +28,7 @@ from xpander_celery.relay.mailbox import Mailbox, Request
 from xpander_celery.relay.policy import MAX_BACKOFF_S, Flow, Gate
 from xpander_celery.relay.rows import Phase
 from xpander_celery.relay.schema import IndexFullError, Reserve
+from xpander_celery.relay.status import HEARTBEAT_S, Status
 from xpander_celery.relay.targets import Target
 
 POLL_S = 0.2
@@ -69,6 +70,9 @@ class Relay:
         stored = index.gate
         if stored is not None and (stored["flow"] != Flow.PAUSED or stored["settings"] == config.fingerprint):
             self.gate.restore(stored, now=now)  # what paused delivery may be mended by other settings
+        seen = Status.read(config.directory)
+        if seen is not None:
+            self.gate.assume_spent(min(now, seen.at + 2 * HEARTBEAT_S))  # what was sent then is not known
         self._in_flight = InFlight(config.directory, config.concurrency)
         if self._in_flight.suspects:
             index.note_crashes(self._in_flight.suspects, now)

@@ -116,23 +116,41 @@ class _Pause:
 
 
 class RateLimit:
-    """At most `per_minute` permits in any minute: a tenth at once, the rest spread evenly."""
+    """At most `per_minute` reports arrive in any minute: a tenth at once, the rest spread evenly.
+
+    A report may arrive at any moment between its permit and its answer. So it counts as one of those on their way until
+    it is answered, and then as one that was sent at that moment; a count of permits would let one or two too many in.
+    """
 
     def __init__(self, per_minute: int | None) -> None:
-        burst = max(1, (per_minute or 0) // 10)
-        self._interval_s = 60.0 / (per_minute - burst + 1) if per_minute else 0.0
-        self._ahead_s = (burst - 1) * self._interval_s
-        self._next = 0.0  # when the next permit would be due at an even pace
+        self._burst = max(1, (per_minute or 0) // 10)
+        self._interval_s = 60.0 / (per_minute - self._burst + 1) if per_minute else 0.0
+        self._next = float("-inf")  # when the next report would be due at an even pace
+        self._on_their_way = 0
 
     def opens_at(self) -> float:
-        """When the next permit can be had."""
-        return self._next - self._ahead_s
+        """When the next permit can be had; infinite while an answer has to come before."""
+        if not self._interval_s:
+            return 0.0
+        ahead = self._burst - 1 - self._on_their_way
+        return self._next - ahead * self._interval_s if ahead >= 0 else float("inf")
 
-    def take(self, now: float) -> None:
+    def take(self) -> None:
+        """A report is let out."""
+        self._on_their_way += 1
+
+    def answered(self, now: float) -> None:
+        """It has arrived by now, or never will."""
+        self._on_their_way -= 1
         self._next = max(self._next, now) + self._interval_s
 
     def give_back(self) -> None:
-        self._next -= self._interval_s
+        """It was not sent."""
+        self._on_their_way -= 1
+
+    def assume_spent(self, at: float) -> None:
+        """Another relay may have sent all that it was allowed to, until then."""
+        self._next = max(self._next, at + self._burst * self._interval_s)
 
 
 class Gate:
@@ -148,6 +166,7 @@ class Gate:
         self._through: dict[int, float] = {}  # the last two rows that got through, and when
         self._agents: dict[str, _Pause] = {}
         self._rate = RateLimit(per_minute)
+        self._closes_at = float("inf")
         self._chance = chance
 
     # Asking
@@ -161,14 +180,14 @@ class Gate:
     def permit(self, row: int, agent_id: str, now: float) -> Permit | None:
         """Leave to send the report in `row` now. None: not now, or its agent is paused (see `is_held`)."""
         pause = self._agents.get(agent_id)
-        if now < self.opens_at() or self.is_held(agent_id, now):
+        if now < self.opens_at() or now >= self._closes_at or self.is_held(agent_id, now):
             return None
         if pause is not None:
             pause.probed_by = row
         is_probe = self.flow is not Flow.FLOWING
         if is_probe:
             self._probe = row
-        self._rate.take(now)
+        self._rate.take()
         return Permit(row, agent_id, is_probe, pause is not None)
 
     def is_held(self, agent_id: str, now: float) -> bool:
@@ -188,6 +207,14 @@ class Gate:
         """Pause an agent that was found paused in the index of an earlier relay; its first probe is due at once."""
         self._agents.setdefault(agent_id, _Pause(until=0.0, reason=reason))
 
+    def close_at(self, at: float) -> None:
+        """Give permits only before that time: then another relay may give them."""
+        self._closes_at = at
+
+    def assume_spent(self, at: float) -> None:
+        """Until then another relay may have sent all that the rate limit allows."""
+        self._rate.assume_spent(at)
+
     # Answering
 
     def give_back(self, permit: Permit) -> None:
@@ -198,6 +225,7 @@ class Gate:
     def rule(self, permit: Permit, reply: Reply, before: Try, now: float) -> Ruling:
         """What becomes of the report that `permit` let out; the gate moves on."""
         was_flowing = self.flow is Flow.FLOWING
+        self._rate.answered(now)
         self._end_probes(permit)
         notice = self._move(permit, reply, now) or self._move_agent(permit, reply, now)
         fate = FATES[reply.answer]

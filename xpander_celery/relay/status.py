@@ -24,6 +24,8 @@ EXIT_TAKEN = 73
 EXIT_LEFT = 75  # something is still waiting
 EXIT_UNUSABLE = 78  # its settings or its index are none that it can work with
 
+HEARTBEAT_S = 5.0  # a status is written at least as often
+
 _TESTED_FOR_S = 0.5  # others test the lock by taking it for an instant
 _WANTED_FOR_S = 15.0  # several ticks of the worker that wants it
 

@@ -17,11 +17,10 @@ from xpander_celery.relay.index import Index
 from xpander_celery.relay.launch import LOG
 from xpander_celery.relay.policy import Gate
 from xpander_celery.relay.rows import Phase
-from xpander_celery.relay.status import Status
+from xpander_celery.relay.status import HEARTBEAT_S, Status
 
 _SYNC_EVERY_S = 0.3  # the loop turns every 0.2 s, and 0.5 s is promised
 _STATUS_EVERY_S = 1.0
-_HEARTBEAT_S = 5.0
 _LOG_EVERY_S = 60.0
 _LOG_BYTES = 1024**2
 _FORGET_EVERY_S = 3600.0
@@ -83,7 +82,7 @@ class Upkeep:
         )
         before = self._status
         is_news = before is None or replace(status, at=before.at, oldest_waiting_s=before.oldest_waiting_s) != before
-        if is_news or (before is not None and now - before.at >= _HEARTBEAT_S):
+        if is_news or (before is not None and now - before.at >= HEARTBEAT_S):
             status.write(self._config.directory)
             self._status = status
 

@@ -11,6 +11,7 @@ from tests.support.relay import RelayHouse
 from xpander_celery.errors import NetworkError, NotFoundError, RequestRefusedError, ServerError
 from xpander_celery.relay.policy import Flow
 from xpander_celery.relay.rows import Phase
+from xpander_celery.relay.status import HEARTBEAT_S, Status
 from xpander_celery.report import TaskReport
 
 
@@ -520,3 +521,27 @@ async def test_a_flush_in_an_outage_is_answered_at_once(house: RelayHouse) -> No
     for _ in range(3):
         await house.turn()
     assert question.with_suffix(".answer").read_text() == '{"drained": false}'
+
+
+async def test_the_rate_limit_holds_over_a_restart(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, rate_limit_per_minute=60) as house:
+        for _ in range(200):
+            house.job()
+        for lived_s in (1, 20, 1, 65):
+            await house.go_on(lived_s, step_s=1.0)
+            status = Status(0, "", "", 0.0, 0.0, at=house.clock.now() - HEARTBEAT_S)  # its last word is a while ago
+            status.write(tmp_path)
+            await house.restart()
+        times = [at for at, _ in house.platform.posts]
+        assert len(times) > 60
+        assert max(sum(first <= at < first + 60 for at in times) for first in times) <= 60
+
+
+async def test_after_a_long_rest_the_rate_limit_allows_a_burst_again(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, rate_limit_per_minute=60) as house:
+        Status(0, "", "", 0.0, 0.0, at=house.clock.now() - 600).write(tmp_path)
+        await house.restart()
+        for _ in range(10):
+            house.job()
+        await house.settle()
+        assert len(house.platform.posts) == 6

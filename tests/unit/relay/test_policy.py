@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import bisect
+import heapq
 import random
 from collections.abc import Iterator
 from itertools import pairwise
@@ -348,23 +350,103 @@ def test_a_probe_of_an_agent_that_was_not_sent_leaves_its_place() -> None:
 # Rate and restart
 
 
+class Road:
+    """Reports that a rate limit lets out, and that arrive at a random moment between permit and answer."""
+
+    def __init__(self, per_minute: int | None, *, slowest_s: float, chance: random.Random, at_once: int = 8) -> None:
+        self.rate = RateLimit(per_minute)
+        self.now = 50.0
+        self.arrivals: list[float] = []
+        self._answers: list[float] = []
+        self._slowest_s = slowest_s
+        self._chance = chance
+        self._at_once = at_once
+
+    def drive(self, seconds: float) -> None:
+        """Send as much as is allowed."""
+        until = self.now + seconds
+        while self.now < until:
+            while self.now >= self.rate.opens_at() and len(self._answers) < self._at_once:
+                self.rate.take()
+                takes_s = self._chance.choice([0.0, self._chance.uniform(0, self._slowest_s)])
+                self.arrivals.append(self.now + self._chance.uniform(0, takes_s))
+                heapq.heappush(self._answers, self.now + takes_s)
+            opens_at = self.rate.opens_at() if len(self._answers) < self._at_once else float("inf")
+            self.now = min([opens_at, *self._answers[:1], until])
+            while self._answers and self._answers[0] <= self.now:
+                self.rate.answered(heapq.heappop(self._answers))
+
+    def die(self) -> None:
+        """What is on its way arrives or not, by now; the next relay assumes the worst."""
+        self.arrivals = [min(at, self.now) for at in self.arrivals]
+        self._answers.clear()
+
+
+def most_in_a_minute(arrivals: list[float]) -> int:
+    ordered = sorted(arrivals)
+    return max(bisect.bisect_left(ordered, first + 60 - 1e-6) - place for place, first in enumerate(ordered))
+
+
+@pytest.mark.parametrize("slowest_s", [0.0, 0.05, 2.0, 30.0])
+@pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 250, 600])
+def test_no_minute_sees_more_arrivals_than_the_rate_limit(per_minute: int, slowest_s: float) -> None:
+    road = Road(per_minute, slowest_s=slowest_s, chance=random.Random(per_minute))
+    for pause_s in (0, 100, 3, 100):  # what follows a pause begins with a burst
+        road.now += pause_s
+        road.drive(200)
+    assert most_in_a_minute(road.arrivals) <= per_minute
+
+
 @pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 250])
-def test_no_minute_sees_more_permits_than_the_rate_limit(per_minute: int) -> None:
-    rate, now, times = RateLimit(per_minute), 50.0, []
-    while now < 50 + 600:
-        now = max(now, rate.opens_at())
-        rate.take(now)
-        times.append(now)
-    for first in times:
-        assert sum(first <= at < first + 60 - 1e-6 for at in times) <= per_minute
-    assert len(times) >= per_minute * 9
+def test_the_rate_limit_is_used_up(per_minute: int) -> None:
+    road = Road(per_minute, slowest_s=0.05, chance=random.Random(1))
+    road.drive(600)
+    assert len(road.arrivals) >= per_minute * 8.9
+
+
+@pytest.mark.parametrize("slowest_s", [0.0, 0.05, 2.0, 30.0])
+@pytest.mark.parametrize("per_minute", [1, 7, 60, 600])
+def test_nor_does_a_minute_in_which_another_relay_takes_over(per_minute: int, slowest_s: float) -> None:
+    chance = random.Random(per_minute)
+    for lived_s in (0.5, 5, 59, 100):
+        road = Road(per_minute, slowest_s=slowest_s, chance=chance)
+        for _ in range(4):
+            road.drive(lived_s)
+            road.die()
+            road.rate = RateLimit(per_minute)
+            road.rate.assume_spent(road.now)
+        road.drive(200)
+        assert most_in_a_minute(road.arrivals) <= per_minute
+
+
+def test_what_a_relay_sent_long_ago_is_spent_no_more() -> None:
+    rate = RateLimit(60)
+    rate.assume_spent(100.0)
+    assert 100.0 < rate.opens_at() < 102.0
+    for _ in range(5):  # six at once is the burst, and by now it may be had again
+        assert rate.opens_at() < 110.0
+        rate.take()
 
 
 def test_without_a_rate_limit_there_is_no_wait() -> None:
     rate = RateLimit(None)
+    rate.assume_spent(5.0)
     for _ in range(1000):
         assert rate.opens_at() <= 5.0
-        rate.take(5.0)
+        rate.take()
+    for _ in range(1000):
+        rate.answered(5.0)
+    assert rate.opens_at() <= 5.0
+
+
+def test_a_gate_gives_no_permit_once_another_relay_may_give_them() -> None:
+    traffic = Traffic()
+    traffic.gate.close_at(START + 10)
+    assert traffic.permit() is not None
+    traffic.now += 10
+    assert traffic.permit() is None
+    traffic.gate.close_at(START + 20)
+    assert traffic.permit() is not None
 
 
 def test_what_was_not_sent_does_not_use_up_the_rate() -> None:
