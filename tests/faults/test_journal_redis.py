@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.journal import drain, progress
+from tests.support.journal import LeadingReader, drain, progress
 from tests.support.journal_process import ledger, running
 from tests.support.redis_server import RedisServer, running_redis
 from xpander_celery.journal import Appended
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.redis import writer
 from xpander_celery.journal.redis.keys import Keys
-from xpander_celery.journal.redis.reader import RedisReader
 from xpander_celery.journal.redis.writer import RedisJournal
 
 KEYS = Keys("destination")
@@ -48,7 +47,7 @@ def found_by(server: RedisServer, ledgers: list[Path], spill: Path) -> set[str]:
     """Bring over what the killed writers spilled, and read everything."""
     last = RedisJournal(server.url, "destination", spill=FileJournal(spill))
     last.open()
-    reader = RedisReader(server.url, "destination")
+    reader = LeadingReader(server.url, "destination")
     found: set[str] = set()
 
     def has_everything() -> bool:
@@ -88,7 +87,7 @@ def test_a_redis_without_one_loses_only_what_was_not_read_and_was_warned_about(
 ) -> None:
     """Fault 23."""
     journal = RedisJournal(volatile_redis.url, "destination", spill=FileJournal(tmp_path / "spill"))
-    reader = RedisReader(volatile_redis.url, "destination")
+    reader = LeadingReader(volatile_redis.url, "destination")
     journal.open()
     assert "appendonly" in caplog.text
     for number in range(10):
@@ -117,7 +116,7 @@ def test_a_frozen_redis_costs_one_job_a_moment_and_loses_nothing(
     monkeypatch.setattr(writer, "SPILL_S", 5.0)
     monkeypatch.setattr(writer, "TEND_AGAIN_S", 0.5)
     journal = RedisJournal(volatile_redis.url, "destination", spill=FileJournal(tmp_path / "spill"))
-    reader = RedisReader(volatile_redis.url, "destination")
+    reader = LeadingReader(volatile_redis.url, "destination")
     journal.open()
     journal.append(progress("before"))
     volatile_redis.freeze()

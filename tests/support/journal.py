@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpander_celery.journal import JournalReader
+from xpander_celery.journal import Batch, JournalReader
+from xpander_celery.journal.redis.reader import RedisReader
+
+
+class LeadingReader(RedisReader):
+    """As a relay uses it: it asks for the lease before it reads, and once more where it turns out to be lost."""
+
+    def poll(self, limit: int) -> Batch:
+        self.lead()
+        batch = super().poll(limit)
+        if self.is_active or self.lead() is None:
+            return batch
+        return super().poll(limit)
 
 
 def progress(number: object, **more: Any) -> dict[str, Any]:

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.journal import sized
+from tests.support.journal import LeadingReader, sized
 from xpander_celery.journal import Appended
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis import writer as redis_writer
-from xpander_celery.journal.redis.reader import RedisReader
 
 _ROOT = Path(__file__).parents[2]
 
@@ -150,7 +149,7 @@ def write_to_redis(directory: Path, url: str, ledger_path: Path, name: str) -> N
 
 def relay_of_redis(index_path: Path, url: str) -> None:
     """Read from Redis into a file of ids, synced before each batch is settled."""
-    reader = RedisReader(url, "destination", lease_s=1.5)
+    reader = LeadingReader(url, "destination", lease_s=1.5)
     index = os.open(index_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     say_ready()
     while True:

@@ -6,7 +6,7 @@ journal agree on. A journal knows events and where they lie; it knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,6 +51,20 @@ class Batch:
     receipts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The right to read and to deliver, which one relay of a destination has at a time. It ends at `until`, of the
+    reader's clock.
+
+    Each term of a reader has another `number`. `is_continued` says that no other relay had a term since this one's
+    index was written to, so that the index holds what is true.
+    """
+
+    number: int = 0
+    until: float = float("inf")
+    is_continued: bool = True
+
+
 class Journal(Protocol):
     """The writing side, one object in each process of a worker."""
 
@@ -78,6 +92,9 @@ class Journal(Protocol):
 class JournalReader(Protocol):
     """The reading side, one object in one relay. Not thread-safe."""
 
+    def lead(self) -> Term | None:
+        """Take or keep the right to read and to deliver; None while another relay has it. Call it in every turn."""
+
     def resume(self, positions: Mapping[str, int]) -> None:
         """Go on where the index says that reading had come to."""
 
@@ -87,6 +104,15 @@ class JournalReader(Protocol):
     def settle(self, batch: Batch) -> None:
         """Forget what `batch` read: call it once the index has committed its events and positions."""
 
+    def acknowledge(self, receipts: Sequence[str]) -> bool:
+        """Forget the events of these receipts, since what they led to is delivered; False: ask again later."""
+
+    def share(self, name: str, value: Mapping[str, Any], *, lasts_s: int) -> None:
+        """Tell the other relays of this destination, also the one that follows. May fail, and is logged then."""
+
+    def shared(self, name: str) -> Mapping[str, Any] | None:
+        """What the relay that leads, or led, said under this name."""
+
     def is_alive(self, process_id: str) -> bool:
         """False once the process is dead, or was never seen."""
 
@@ -95,3 +121,31 @@ class JournalReader(Protocol):
 
     def sync(self) -> None:
         """Make what is written and not yet settled survive a crash of the host."""
+
+    def close(self) -> None:
+        """Let another relay lead."""
+
+
+class SoleReader:
+    """The part of a reader that is nothing to do where there is but one relay: the lock of its directory says so."""
+
+    def lead(self) -> Term | None:
+        """Always."""
+        return _ALWAYS
+
+    def acknowledge(self, receipts: Sequence[str]) -> bool:
+        """It gives no receipts."""
+        return True
+
+    def share(self, name: str, value: Mapping[str, Any], *, lasts_s: int) -> None:
+        """There is nobody to tell."""
+
+    def shared(self, name: str) -> Mapping[str, Any] | None:
+        """Nobody said anything."""
+        return None
+
+    def close(self) -> None:
+        """The lock is not this object's."""
+
+
+_ALWAYS = Term()

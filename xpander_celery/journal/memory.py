@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from xpander_celery.events import decode
-from xpander_celery.journal import Appended, Batch, Counters
+from xpander_celery.journal import Appended, Batch, Counters, SoleReader
 from xpander_celery.journal.liveness import new_process_id
 from xpander_celery.journal.trimming import record_text
 
 _NAME = "memory"
 
 
-class MemoryJournal:
+class MemoryJournal(SoleReader):
     """One list of events. `another_process` gives the view of a further process; `kill` ends this one."""
 
     def __init__(self, *, store: MemoryStore | None = None) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xpander_celery.events import Event, UnreadableEventError, decode
-from xpander_celery.journal import Batch, liveness
+from xpander_celery.journal import Batch, SoleReader, liveness
 from xpander_celery.journal.locks import is_free, is_stale_temporary
 from xpander_celery.journal.notices import Notice
 from xpander_celery.journal.segments import dropped_in, lines, parse_name
@@ -47,7 +47,7 @@ class _Found:
         return len(self.events) >= self.limit or self.size >= _BATCH_BYTES
 
 
-class FileReader:
+class FileReader(SoleReader):
     """Reads the segments in `directory`. One object, in the process that holds the directory's lock."""
 
     def __init__(

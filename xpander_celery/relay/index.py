@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +38,12 @@ class Index:
         self.gone: Mapping[str, float] = dict(database.execute("SELECT process_id, at FROM gone"))
         notes = dict(database.execute("SELECT name, value FROM notes"))
         self.gate: Mapping[str, Any] | None = json.loads(notes["gate"]) if "gate" in notes else None
+        self.identity: str = notes.get("identity") or self._new_identity()
         totals = json.loads(notes.get("totals", "{}"))
         self.counters: Counter[str] = Counter(totals.get("counters"))
         self._phases: Counter[Phase] = Counter({Phase[name]: n for name, n in totals.get("phases", {}).items()})
         self._settled_bytes = int(totals.get("settled_bytes", 0))
+        self._has_receipts = database.execute("SELECT 1 FROM receipts LIMIT 1").fetchone() is not None
         self._watch: dict[int, frozenset[str]] = {}
         self._watchers: dict[str, set[int]] = {}
         for row, watch in database.execute("SELECT row, watch FROM jobs WHERE watch IS NOT NULL"):
@@ -142,6 +145,14 @@ class Index:
         jobs = list(self._rows(query, *after, limit))
         return jobs, [getattr(jobs[-1], name.removeprefix("jobs.")) for name in order] if jobs else []
 
+    def released(self, limit: int) -> list[str]:
+        """Receipts of events that the journal need not keep any longer."""
+        if not self._has_receipts:
+            return []
+        with translated(self.path):
+            found = self._db.execute("SELECT receipt FROM receipts WHERE row = 0 LIMIT ?", (limit,)).fetchall()
+        return [receipt for (receipt,) in found]
+
     def free_bytes(self) -> int:
         """The room inside the file that deleted rows left."""
         with translated(self.path):
@@ -158,10 +169,11 @@ class Index:
         positions: Mapping[str, int] | None = None,
         gone: Mapping[str, float] | None = None,
         counters: Mapping[str, int] | None = None,
+        released: Sequence[str] = (),
     ) -> None:
         """Store what events or a look at the clock changed, together with how far events were read.
 
-        `positions` replace what was stored, `gone` is added to it.
+        `positions` replace what was stored, `gone` is added to it. `released` are receipts of no job.
         """
         added: list[tuple[Any, ...]] = []
         updated: list[tuple[Any, ...]] = []
@@ -197,6 +209,7 @@ class Index:
                 updated,
             )
             self._db.executemany("INSERT OR REPLACE INTO states VALUES (?, ?)", texts)
+            self._keep_receipts(rows, changes, released)
             if positions is not None:
                 self._store_positions(positions)
             self._db.executemany("INSERT OR IGNORE INTO gone VALUES (?, ?)", (gone or {}).items())
@@ -237,6 +250,7 @@ class Index:
                 done = "digest = coalesce(:digest, digest), tries = 0, attempts = 0, crashes = 0"
                 settle = f"UPDATE jobs SET phase = 3, at = :now, reason = NULL, {done} {this}"
                 if self._db.execute(settle, values).rowcount:
+                    self._release([result.row])
                     return Phase.SETTLED
                 self._db.execute(f"UPDATE jobs SET {done} WHERE row = :row", values)
                 return result.phase
@@ -281,6 +295,7 @@ class Index:
     def delete(self, jobs: Sequence[Job]) -> None:
         """Forget these jobs."""
         with self._transaction([(job, None, 0) for job in jobs]):
+            self._release([job.row for job in jobs])
             self._delete([job.row for job in jobs])
         for job in jobs:
             self._set_watch(job.row, frozenset())
@@ -303,6 +318,31 @@ class Index:
                 self._phases[Phase.SETTLED] -= len(rows)
                 self._settled_bytes -= freed
         return len(rows)
+
+    def forget_receipts(self, receipts: Sequence[str]) -> None:
+        """The journal has forgotten these events."""
+        with self._transaction([]):
+            self._db.executemany("DELETE FROM receipts WHERE receipt = ?", [(receipt,) for receipt in receipts])
+
+    def hand_over(self, now: float) -> None:
+        """Another relay went on with everything that is not settled here; what is left of that, the journal gives
+        again. What is known stays, so that it counts if more is heard of a job.
+        """
+        reason = f"CASE WHEN crashes >= {MAX_CRASHES} THEN reason END"
+        with translated(self.path):
+            settled = "SELECT coalesce(sum(size), 0) FROM jobs WHERE phase != 3"
+            moved_bytes = int(self._db.execute(settled).fetchone()[0])
+        with self._transaction([]):
+            self._db.execute(
+                f"UPDATE jobs SET phase = 3, at = ?, watch = NULL, reason = {reason} WHERE phase != 3", (now,)
+            )
+            self._db.execute("DELETE FROM receipts WHERE row != 0")
+            self._db.execute("DELETE FROM positions")
+            self._phases = Counter({Phase.SETTLED: self._phases.total()})
+            self._settled_bytes += moved_bytes
+        self.positions = {}
+        self._watch.clear()
+        self._watchers.clear()
 
     def clamp_waits(self, now: float, *, longest_s: float) -> None:
         """No report waits longer than that: the clock may have jumped while no relay ran."""
@@ -376,6 +416,28 @@ class Index:
         self._db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", changed)
         forgotten = [(segment,) for segment in self.positions if segment not in positions]
         self._db.executemany("DELETE FROM positions WHERE segment = ?", forgotten)
+
+    def _keep_receipts(self, rows: Sequence[int], changes: Sequence[Change], released: Sequence[str]) -> None:
+        kept = [
+            (receipt, 0 if change.phase is Phase.SETTLED else row)
+            for row, change in zip(rows, changes, strict=True)
+            for receipt in change.receipts
+        ]
+        kept += [(receipt, 0) for receipt in released]
+        self._has_receipts = self._has_receipts or bool(kept)
+        self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?)", kept)
+        self._release([row for row, change in zip(rows, changes, strict=True) if change.phase is Phase.SETTLED])
+
+    def _release(self, rows: Iterable[int]) -> None:
+        """The journal need not keep the events of these jobs any longer."""
+        if self._has_receipts:
+            self._db.executemany("UPDATE receipts SET row = 0 WHERE row = ?", [(row,) for row in rows])
+
+    def _new_identity(self) -> str:
+        """By which other relays know whether it was this index that was written to last."""
+        identity = secrets.token_hex(8)
+        self._db.execute("INSERT OR REPLACE INTO notes VALUES ('identity', ?)", (identity,))
+        return identity
 
     def _delete(self, rows: Iterable[int]) -> None:
         keys = [(row,) for row in rows]

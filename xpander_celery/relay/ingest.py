@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from xpander_celery.events import Event
 from xpander_celery.fold import Final, JobState, Open, fold, verdict
 from xpander_celery.journal import JournalReader
 from xpander_celery.relay.index import Index
+from xpander_celery.relay.policy import MAX_CRASHES
 from xpander_celery.relay.reports import digest_of
 from xpander_celery.relay.rows import Change, Job, Phase
 
@@ -57,6 +58,9 @@ class Ingest:
         by_job: dict[str, list[Event]] = {}
         for event in batch.events:
             by_job.setdefault(event.job_id, []).append(event)
+        receipts: dict[str, list[str]] = {}
+        for event, receipt in zip(batch.events, batch.receipts, strict=False):  # most journals give none
+            receipts.setdefault(event.job_id, []).append(receipt)
         counters = Counter(appended=len(batch.events), corrupt=batch.corrupt, dropped=batch.dropped)
         changes: list[Change] = []
         if by_job:
@@ -64,9 +68,11 @@ class Ingest:
             for job_id, events in by_job.items():
                 change = self._folded(job_id, events, known.get(job_id), now, counters)
                 if change is not None:
-                    changes.append(change)
+                    kept = tuple(receipts.pop(job_id, ()))
+                    changes.append(replace(change, receipts=kept) if kept else change)
         if batch.events or batch.positions != self._index.positions:
-            self._index.record(changes, now, positions=batch.positions, counters=counters)
+            released = [receipt for unfoldable in receipts.values() for receipt in unfoldable]
+            self._index.record(changes, now, positions=batch.positions, counters=counters, released=released)
         self._reader.settle(batch)
         rows = tuple(change.before.row for change in changes if change.before is not None)
         return Taken(rows, is_all=len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES)
@@ -111,7 +117,10 @@ class Ingest:
     ) -> Change | None:
         try:
             state = fold(events, JobState.model_validate_json(before.state) if before is not None else None)
-            return self._judged(state, state.model_dump_json(), before, now, counters)
+            text = state.model_dump_json()
+            if before is not None and before.crashes >= MAX_CRASHES and text == before.state:  # it came once more
+                return Change(job_id, Phase.DEAD, now, before, agent_id=before.agent_id, reason=before.reason)
+            return self._judged(state, text, before, now, counters)
         except Exception:  # a single job must not stop all others
             logger.exception("events could not be folded", extra={"event": "fold_failed", "job_id": job_id})
             counters["unfoldable"] += len(events)

@@ -46,7 +46,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be stored of a job. `state` None: as it was. `watch`: look again when one of these processes dies."""
+    """What is to be stored of a job. `state` None: as it was. `watch`: look again when one of these processes dies.
+
+    `receipts` are of the events that led to this; the journal keeps those until the job is settled.
+    """
 
     job_id: str
     phase: Phase
@@ -56,6 +59,7 @@ class Change:
     agent_id: str | None = None
     watch: frozenset[str] = frozenset()
     reason: str | None = None
+    receipts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ SCRIPTS = (
     CREATE TABLE gone (process_id TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
     CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    # Of events that the journal keeps until their job is settled; those of row 0 it may forget.
+    """
+    CREATE TABLE receipts (receipt TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX receipts_of ON receipts (row);
+    """,
 )
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.support.journal import drain, progress
+from tests.support.journal import LeadingReader, drain, progress
 from tests.support.redis_server import RedisServer
 from xpander_celery.events import Event, Progress, encode
 from xpander_celery.journal import Appended, Journal, JournalReader
@@ -82,7 +82,7 @@ class Redis:
 
     def relay(self) -> RedisReader:
         self.server.client.ask("DEL", Keys("destination").lease)
-        return RedisReader(self.server.url, "destination", clock=self.clock)
+        return LeadingReader(self.server.url, "destination", clock=self.clock)
 
     def die(self, journal: Journal) -> None:
         self.server.client.ask("DEL", Keys("destination").alive(journal.process_id))

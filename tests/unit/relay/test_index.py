@@ -442,3 +442,82 @@ def test_the_reserve_takes_room_until_it_is_released(tmp_path: Path) -> None:
     reserve.release()
     assert list(tmp_path.iterdir()) == []
     assert reserve.restore()
+
+
+# Receipts
+
+
+def test_receipts_are_released_once_their_job_is_settled(index: Index) -> None:
+    index.record([due("a", receipts=("1", "2")), due("b", receipts=("3",))], 1.0)
+    index.record([Change("c", Phase.OPEN, 9.0, state="s", receipts=("4",))], 1.0)
+    assert index.released(10) == []
+    index.finish([result(only(index, "a"), Fate.SETTLED), result(only(index, "b"), Fate.DEAD, reason="x")], 2.0)
+    assert sorted(index.released(10)) == ["1", "2"]
+    index.delete([only(index, "b")])
+    assert sorted(index.released(10)) == ["1", "2", "3"]
+    index = reopened(index)
+    assert sorted(index.released(10)) == ["1", "2", "3"]
+    index.forget_receipts(["1", "3"])
+    assert index.released(10) == ["2"]
+    index.record([Change("c", Phase.SETTLED, 3.0, before=only(index, "c"), receipts=("5",))], 3.0)
+    assert sorted(index.released(10)) == ["2", "4", "5"]
+    assert len(index.released(1)) == 1
+    index.close()
+
+
+def test_receipts_of_a_newer_revision_are_kept_until_that_one_is_delivered(index: Index) -> None:
+    index.record([due("a", receipts=("1",))], 1.0)
+    sent = only(index, "a")
+    index.record([due("a", before=sent, state="newer", receipts=("2",))], 2.0)
+    index.finish([result(sent, Fate.SETTLED)], 3.0)
+    assert index.released(10) == []
+    index.finish([result(only(index, "a"), Fate.SETTLED)], 4.0)
+    assert sorted(index.released(10)) == ["1", "2"]
+
+
+def test_receipts_of_no_job_are_released_at_once(index: Index) -> None:
+    index.record([], 1.0, released=["1"])
+    assert index.released(10) == ["1"]
+
+
+def test_what_is_handed_over_is_neither_sent_nor_looked_at_nor_forgotten(index: Index) -> None:
+    index.record(
+        [due("due", receipts=("1",)), Change("open", Phase.OPEN, 3.0, state="s", watch=frozenset({"p"}))],
+        1.0,
+        positions={"5": 1},
+    )
+    index.record([due("settled", receipts=("2",)), due("dead"), due("poison"), due("held")], 1.0)
+    index.finish([result(only(index, "settled"), Fate.SETTLED)], 2.0)
+    index.finish([result(only(index, "dead"), Fate.DEAD, reason="HTTP 422")], 2.0)
+    index.finish([result(only(index, "held"), Fate.HELD, reason="HTTP 404")], 2.0)
+    for _ in range(3):
+        index.note_crashes([only(index, "poison").row], 2.0)
+    index.hand_over(5.0)
+    assert counts(index) == counted_by_sql(index) == {"SETTLED": 6}
+    assert (index.due(99.0, limit=9, max_bytes=9999), index.to_look_at(99.0, 9), index.watched()) == ([], [], {}.keys())
+    assert index.held_agents() == {}
+    assert index.positions == {}
+    assert index.released(10) == ["2"]
+    assert (only(index, "due").state, only(index, "dead").reason) == ("state of due", None)
+    assert "died 3 times" in str(only(index, "poison").reason)
+    assert index.prune(before=9.0, max_rows=0, max_bytes=0, limit=99) == 6
+    assert index._settled_bytes == 0
+
+
+def test_a_result_that_comes_after_the_hand_over_changes_only_what_is_known(index: Index) -> None:
+    index.record([due("a"), due("b"), due("c")], 1.0)
+    sent = [only(index, job_id) for job_id in "abc"]
+    index.hand_over(2.0)
+    fates = (Fate.SETTLED, Fate.RETRY, Fate.DEAD)
+    index.finish([result(job, fate, digest=b"d", reason="r") for job, fate in zip(sent, fates, strict=True)], 3.0)
+    assert counts(index) == counted_by_sql(index) == {"SETTLED": 3}
+    assert only(index, "a").digest == b"d"
+
+
+def test_an_index_keeps_its_identity_and_each_has_its_own(index: Index, tmp_path: Path) -> None:
+    identity = index.identity
+    assert reopened(index).identity == identity
+    (tmp_path / "other").mkdir()
+    other = Index.open(tmp_path / "other", max_bytes=CAP)
+    assert other.identity != identity
+    other.close()

@@ -6,20 +6,35 @@ that what they led to is delivered: where the relay's own disk may go away with 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from xpander_celery.events import VERSION, Event, UnreadableEventError, decode
-from xpander_celery.journal import Batch
+from xpander_celery.journal import Batch, Term
+from xpander_celery.journal.liveness import new_process_id
 from xpander_celery.journal.notices import Notice
+from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.client import Client, Command, RefusedError
-from xpander_celery.journal.redis.keys import CONSUMER, DROPPED_FIELD, GROUP, Keys
+from xpander_celery.journal.redis.keys import (
+    CLAIM,
+    CONSUMER,
+    DROPPED_FIELD,
+    GROUP,
+    MAKE_GROUP,
+    NOT_HELD,
+    READ,
+    Keys,
+    max_entries_of,
+)
 from xpander_celery.journal.redis.lease import LEASE_S, Lease
 from xpander_celery.journal.redis.pulse import Pulse
+from xpander_celery.journal.redis.spool import Spool
 from xpander_celery.redis_address import Address
 
 _TIMEOUT_S = 2.0
@@ -40,13 +55,19 @@ class _Entry:
 
 
 class RedisReader:
-    """Reads the stream of `destination`. While Redis does not answer, or another relay is active, batches are empty."""
+    """Reads the stream of `destination`. While Redis does not answer, or another relay is active, batches are empty.
+
+    `identity` names the relay's index. What workers of this machine spilled to `directory` is brought over to Redis.
+    """
 
     def __init__(
         self,
         url: str,
         destination: str,
         *,
+        identity: str | None = None,
+        directory: Path | None = None,
+        max_bytes: int = 1024**3,
         keeps_until_delivered: bool = False,
         lease_s: float = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -55,8 +76,14 @@ class RedisReader:
         self._keys = Keys(destination)
         self._keeps_until_delivered = keeps_until_delivered
         self._clock = clock
-        self._lease = Lease(self._client, self._keys.lease, lease_s=lease_s, clock=clock)
+        # an index is another one to a later release, which reads again what this one left alone
+        identity = f"{identity or new_process_id()}.{VERSION}"
+        self._lease = Lease(self._client, self._keys, identity=identity, lease_s=lease_s, clock=clock)
+        self._term = 0
         self._pulse = Pulse(self._client, self._keys, clock=clock)
+        self._spilled = FileReader(directory) if directory is not None else None
+        self._spool = Spool(directory, self._keys, max_entries_of(max_bytes), clock) if directory is not None else None
+        self._positions: dict[str, int] = {}  # of the last entry that was settled, as `_position` writes it
         self._unsettled: dict[str, _Entry] = {}
         self._claim_from: str | None = None  # what a relay before this one had taken is looked through from here
         self._to_acknowledge: list[str] = []
@@ -69,21 +96,49 @@ class RedisReader:
     @property
     def is_active(self) -> bool:
         """Whether this relay is the one that reads, as far as is known."""
-        return self._lease.is_held
+        return self._lease.term is not None
+
+    def lead(self) -> Term | None:
+        """Take or keep the lease. While Redis does not answer, a term goes on to its end."""
+        if self._is_reachable():
+            try:
+                self._lease.keep()
+            except (OSError, RefusedError) as error:
+                self._meet_trouble(error)
+        term = self._lease.term
+        if term is not None and term.number != self._term:  # what was taken and not settled comes from Redis again
+            self._term = term.number
+            self._unsettled.clear()
+            self._claim_from = _BEGINNING
+        return term
 
     def resume(self, positions: Mapping[str, int]) -> None:
-        """Nothing to do: Redis itself knows what was acknowledged."""
+        """Go on behind what the index has, where Redis says that this index was the last to be written to."""
+        self._positions = dict(positions)
+        term = self._lease.term
+        if term is not None and term.is_continued and not self._lease.is_first:
+            self._claim_from = next((_following(*item) for item in positions.items()), _BEGINNING)
 
     def poll(self, limit: int) -> Batch:
-        """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again."""
+        """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again.
+
+        None without the term that `lead` spoke of last.
+        """
+        term = self._lease.term
+        if term is None or term.number != self._term or not self._is_reachable():
+            return Batch(positions=self._positions)
         try:
-            if not self._is_reachable() or not self._is_turn():
-                return Batch()
             self._acknowledge_left_over()
             self._fetch(limit)
-        except (OSError, RefusedError) as error:
+        except RefusedError as error:
+            if error.code == NOT_HELD:
+                self._lease.lose()
+            else:
+                self._meet_trouble(error)
+            return Batch(positions=self._positions)
+        except OSError as error:
             self._meet_trouble(error)
-            return Batch()
+            return Batch(positions=self._positions)
         return self._batch(limit)
 
     def settle(self, batch: Batch) -> None:
@@ -95,18 +150,49 @@ class RedisReader:
                 "%d unreadable entries of %s: kept in %s", len(debris), self._client.address, self._keys.corrupt
             )
             self._keep_aside(debris)
-        kept = set(batch.receipts) if self._keeps_until_delivered else set()
-        self.acknowledge([entry_id for entry_id in settled if entry_id not in kept])
+        self._positions = batch.positions
+        kept = set(batch.receipts)
+        self._to_acknowledge.extend(entry_id for entry_id in settled if entry_id not in kept)
+        if self._is_reachable():  # where this fails, a later poll does it
+            try:
+                self._acknowledge_left_over()
+            except (OSError, RefusedError) as error:
+                self._meet_trouble(error)
 
-    def acknowledge(self, receipts: Sequence[str]) -> None:
-        """Remove the entries of these `receipts` from Redis; where that fails, it is done by a later poll."""
-        self._to_acknowledge.extend(receipts)
+    def acknowledge(self, receipts: Sequence[str]) -> bool:
+        """Remove the entries of these receipts from Redis."""
         if not self._is_reachable():
-            return
+            return False
         try:
-            self._acknowledge_left_over()
+            for place in range(0, len(receipts), _ENTRIES_PER_CALL):
+                self._remove(receipts[place : place + _ENTRIES_PER_CALL])
         except (OSError, RefusedError) as error:
             self._meet_trouble(error)
+            return False
+        return True
+
+    def share(self, name: str, value: Mapping[str, Any], *, lasts_s: int) -> None:
+        """Tell the other relays; only the active one does."""
+        if not self.is_active or not self._is_reachable():
+            return
+        try:
+            self._client.ask("SET", self._keys.shared(name), json.dumps(value), "EX", lasts_s)
+        except (OSError, RefusedError) as error:
+            self._meet_trouble(error)
+
+    def shared(self, name: str) -> Mapping[str, Any] | None:
+        """What the active relay, or the last one, said under this name; None where that is not known."""
+        if not self._is_reachable():
+            return None
+        try:
+            text = self._client.ask("GET", self._keys.shared(name))
+            value = json.loads(text) if text is not None else None
+        except (OSError, RefusedError) as error:
+            self._meet_trouble(error)
+            return None
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
 
     def is_alive(self, process_id: str) -> bool:
         """False once the process said that it is gone, or its heartbeat was missed for long; in doubt it is alive."""
@@ -128,7 +214,15 @@ class RedisReader:
         return self._backlog_bytes
 
     def sync(self) -> None:
-        """Nothing to do: Redis syncs its own append-only file."""
+        """Redis syncs its own append-only file; what was spilled here is synced, and brought over once that can be."""
+        if self._spilled is None or self._spool is None:
+            return
+        self._spilled.sync()
+        if self._is_reachable():
+            try:
+                self._spool.drain(self._client)
+            except (OSError, RefusedError) as error:
+                self._meet_trouble(error)
 
     def close(self) -> None:
         """Let another relay take over at once."""
@@ -136,6 +230,8 @@ class RedisReader:
             self._lease.give_up()
         except (OSError, RefusedError) as error:
             self._meet_trouble(error)
+        if self._spool is not None:
+            self._spool.let_go()
         self._client.forget()
 
     def _is_reachable(self) -> bool:
@@ -146,40 +242,32 @@ class RedisReader:
         self._pulse.forget_missing()
         self._trouble.warn("Redis at %s does not serve the relay: %s", self._client.address, trouble)
 
-    def _is_turn(self) -> bool:
-        was_held = self._lease.is_held
-        is_held = self._lease.keep()
-        if is_held and not was_held:  # what was taken and not acknowledged comes from Redis again
-            self._unsettled.clear()
-            self._claim_from = _BEGINNING
-        return is_held
-
     def _fetch(self, limit: int) -> None:
         """Take entries until there are as many as wanted, or no more."""
         while len(self._unsettled) < limit and sum(each.size for each in self._unsettled.values()) < _BATCH_BYTES:
             wanted = min(_ENTRIES_PER_CALL, limit - len(self._unsettled))
             if self._claim_from is not None:
-                claim: Command = ["XAUTOCLAIM", self._keys.stream, GROUP, CONSUMER, 0, self._claim_from]
-                following, entries, *_ = self._ask_group([*claim, "COUNT", wanted])
+                following, entries, *_ = self._ask_group(CLAIM, wanted, self._claim_from)
                 self._claim_from = None if following == _BEGINNING.encode() else following.decode()
                 self._take(entries)
                 continue
-            read: Command = ["XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", wanted]
-            found = self._ask_group([*read, "STREAMS", self._keys.stream, ">"])
+            found = self._ask_group(READ, wanted)
             entries = found[0][1] if found else []
             self._take(entries)
             if len(entries) < wanted:
                 return
 
-    def _ask_group(self, command: Command) -> Any:
-        """The reply to a command on the group, which is made where there is none: at first, or after FLUSHALL."""
+    def _ask_group(self, script: str, count: int, *more: str) -> Any:
+        """What a script says of the group, which is made where there is none: at first, or after FLUSHALL."""
+        keys = (2, self._keys.stream, self._keys.lease)
+        command: Command = ("EVAL", script, *keys, self._lease.holder, GROUP, CONSUMER, count, *more)
         try:
             return self._client.ask(*command)
         except RefusedError as error:
             if error.code != "NOGROUP":
                 raise
         try:
-            self._client.ask("XGROUP", "CREATE", self._keys.stream, GROUP, 0, "MKSTREAM")
+            self._client.ask("EVAL", MAKE_GROUP, 1, self._keys.stream, GROUP)
         except RefusedError as error:
             if error.code != "BUSYGROUP":
                 raise
@@ -223,8 +311,9 @@ class RedisReader:
             corrupt=sum(entry.debris is not None for entry in entries.values()),
             dropped=sum(entry.dropped for entry in entries.values()),
             size=sum(entry.size for entry in entries.values()),
+            positions=_position(next(reversed(entries))) if entries else self._positions,
             finished=frozenset(entries),
-            receipts=tuple(events),
+            receipts=tuple(events) if self._keeps_until_delivered else (),
         )
 
     def _keep_aside(self, debris: Sequence[bytes]) -> None:
@@ -237,10 +326,27 @@ class RedisReader:
     def _acknowledge_left_over(self) -> None:
         while self._to_acknowledge:
             ids = self._to_acknowledge[:_ENTRIES_PER_CALL]
-            self._client.tell([["XACK", self._keys.stream, GROUP, *ids], ["XDEL", self._keys.stream, *ids]])
+            self._remove(ids)
             del self._to_acknowledge[: len(ids)]
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        try:
+            self._client.tell([["XACK", self._keys.stream, GROUP, *ids], ["XDEL", self._keys.stream, *ids]])
+        except RefusedError as error:
+            if error.code != "NOGROUP":  # FLUSHALL took them
+                raise
 
     def _stream_bytes(self) -> int:
         if not self._client.ask("XLEN", self._keys.stream):
             return 0
         return int(self._client.ask("MEMORY", "USAGE", self._keys.stream) or 0)
+
+
+def _position(entry_id: str) -> dict[str, int]:
+    """The id of an entry as the index keeps places: the millisecond is the segment, the number in it the position."""
+    millisecond, _, number = entry_id.partition("-")
+    return {millisecond: int(number)}
+
+
+def _following(millisecond: str, number: int) -> str:
+    return f"{millisecond}-{number + 1}"

@@ -20,7 +20,16 @@ from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.notices import Notice
 from xpander_celery.journal.redis import checks
 from xpander_celery.journal.redis.client import Client, Command, Refusal, RefusedError
-from xpander_celery.journal.redis.keys import ADD, ALIVE, EVENT_FIELD, GONE, GONE_FOR_S, Keys, add_command
+from xpander_celery.journal.redis.keys import (
+    ADD,
+    ALIVE,
+    EVENT_FIELD,
+    GONE,
+    GONE_FOR_S,
+    Keys,
+    add_command,
+    max_entries_of,
+)
 from xpander_celery.journal.redis.spool import Spool
 from xpander_celery.journal.trimming import record_text
 from xpander_celery.redis_address import Address
@@ -32,7 +41,6 @@ HEARTBEAT_S = 60  # how long one counts, where a timer sends the next
 LONG_HEARTBEAT_S = 3600  # where none can be relied on: a script, or a worker whose jobs keep its timer from running
 
 _NEVER = float("-inf")
-_BYTES_PER_EVENT = 1024  # by which a cap in bytes becomes one in entries, which Redis can tell at once
 _logger = logging.getLogger(__name__)
 
 
@@ -54,7 +62,7 @@ class RedisJournal:
         self._client = Client(Address.parse(url), timeout_s=TIMEOUT_S)
         self._keys = Keys(destination)
         self._spill = spill
-        self._max_entries = max(1, max_bytes // _BYTES_PER_EVENT)
+        self._max_entries = max_entries_of(max_bytes)
         self._spool = Spool(spill.directory, self._keys, self._max_entries, clock)
         self._clock = clock
         self._is_main = False  # of a worker: its timer calls `tend`

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.journal import LeadingReader
 from tests.support.redis_server import RedisServer
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.redis.keys import Keys
@@ -57,6 +58,6 @@ def make_journal(server: RedisServer, tmp_path: Path, clock: Clock) -> Iterator[
 
 @pytest.fixture
 def reader(server: RedisServer, clock: Clock) -> Iterator[RedisReader]:
-    reader = RedisReader(server.url, "destination", clock=clock)
+    reader = LeadingReader(server.url, "destination", clock=clock)
     yield reader
     reader.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.journal import drain, progress, sized
+from tests.support.journal import LeadingReader, drain, progress, sized
 from tests.support.redis_server import RedisServer
+from xpander_celery.journal import Batch, Term
+from xpander_celery.journal.redis.client import RefusedError
 from xpander_celery.journal.redis.keys import GROUP, Keys
 from xpander_celery.journal.redis.pulse import GRACE_S
 from xpander_celery.journal.redis.reader import RedisReader
@@ -24,7 +27,7 @@ def journal(make_journal: Make) -> RedisJournal:
 
 @pytest.fixture
 def standby(server: RedisServer, clock: Any) -> RedisReader:
-    return RedisReader(server.url, "destination", clock=clock)
+    return LeadingReader(server.url, "destination", clock=clock)
 
 
 def test_one_relay_reads_and_the_other_stands_by(
@@ -111,7 +114,7 @@ def test_settled_entries_leave_the_stream(
 def test_entries_can_be_kept_until_their_report_is_delivered(
     journal: RedisJournal, server: RedisServer, keys: Keys, clock: Any
 ) -> None:
-    reader = RedisReader(server.url, "destination", keeps_until_delivered=True, clock=clock)
+    reader = LeadingReader(server.url, "destination", keeps_until_delivered=True, clock=clock)
     for number in range(3):
         journal.append(progress(number))
     server.client.ask("XADD", keys.stream, "*", "dropped", "2")
@@ -123,7 +126,7 @@ def test_entries_can_be_kept_until_their_report_is_delivered(
     reader.acknowledge(batch.receipts[:2])
     assert server.client.ask("XLEN", keys.stream) == 1
     reader.close()
-    following = RedisReader(server.url, "destination", clock=clock)
+    following = LeadingReader(server.url, "destination", clock=clock)
     assert drain(following) == ["job-2"]
 
 
@@ -211,7 +214,7 @@ def test_entries_removed_by_hand_stop_nothing(
     for number in range(3):
         journal.append(progress(number))
     batch = reader.poll(10)
-    server.client.ask("XDEL", keys.stream, batch.receipts[0])
+    server.client.ask("XDEL", keys.stream, min(batch.finished))
     reader.close()
     assert drain(standby) == ["job-1", "job-2"]
 
@@ -271,3 +274,232 @@ def test_a_process_nobody_asks_about_is_forgotten(reader: RedisReader, clock: An
     clock.now += 120
     reader.is_alive("b" * 16)
     assert set(reader._pulse._words) == {"b" * 16}
+
+
+# Terms
+
+
+@pytest.fixture
+def relay_of(server: RedisServer, clock: Any) -> Iterator[Callable[[str], RedisReader]]:
+    """A relay of the index that is named, as its process would start it."""
+    made: list[RedisReader] = []
+
+    def start(identity: str) -> RedisReader:
+        made.append(RedisReader(server.url, "destination", identity=identity, keeps_until_delivered=True, clock=clock))
+        return made[-1]
+
+    yield start
+    for reader in made:
+        reader.close()
+
+
+Start = Callable[[str], RedisReader]
+
+
+def killed(server: RedisServer, keys: Keys) -> None:
+    """The lease of a relay that is no more has run out."""
+    server.client.ask("DEL", keys.lease)
+
+
+def ids(batch: Batch) -> list[str]:
+    return [event.job_id for event in batch.events]
+
+
+def test_a_relay_whose_index_led_last_goes_on_behind_what_it_has(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys
+) -> None:
+    for number in range(6):
+        journal.append(progress(number))
+    first = relay_of("index-1")
+    assert first.lead() == Term(1, 1014.0, is_continued=True)
+    first.resume({})
+    kept = first.poll(2)
+    first.settle(kept)
+    assert ids(first.poll(2)) == ["job-2", "job-3"]  # read, and not committed when it is killed
+    killed(server, keys)
+    again = relay_of("index-1")
+    term = again.lead()
+    assert term is not None
+    assert term.is_continued
+    again.resume(kept.positions)
+    assert ids(again.poll(10)) == ["job-2", "job-3", "job-4", "job-5"]
+    assert server.client.ask("XLEN", keys.stream) == 6
+
+
+def test_a_relay_with_another_index_gets_everything_that_is_not_delivered(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys
+) -> None:
+    for number in range(4):
+        journal.append(progress(number))
+    first = relay_of("index-1")
+    first.lead()
+    batch = first.poll(3)
+    first.settle(batch)
+    assert first.acknowledge(batch.receipts[:1])
+    killed(server, keys)
+    second = relay_of("index-2")
+    term = second.lead()
+    assert term is not None
+    assert not term.is_continued
+    second.resume({"1": 2})  # from a time when it led before
+    assert ids(second.poll(10)) == ["job-1", "job-2", "job-3"]
+    killed(server, keys)
+    term = relay_of("index-1").lead()
+    assert term is not None
+    assert not term.is_continued
+
+
+def test_a_later_release_is_another_index_since_it_may_read_more(
+    relay_of: Start, server: RedisServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay_of("index-1").lead()
+    killed(server, keys)
+    monkeypatch.setattr("xpander_celery.journal.redis.reader.VERSION", 2)
+    term = relay_of("index-1").lead()
+    assert term is not None
+    assert not term.is_continued
+
+
+def test_after_redis_lost_all_it_knew_the_index_holds_what_is_true(
+    journal: RedisJournal, relay_of: Start, server: RedisServer
+) -> None:
+    relay = relay_of("index-1")
+    relay.lead()
+    relay.resume({})
+    relay.poll(10)
+    server.client.ask("FLUSHALL")
+    journal.append(progress(1))
+    assert relay.poll(10).events == []
+    term = relay.lead()
+    assert term is not None
+    assert (term.number, term.is_continued) == (2, True)
+    relay.resume({"9999999999999": 0})
+    assert ids(relay.poll(10)) == ["job-1"]
+
+
+def test_but_not_that_of_a_relay_that_saw_another_one_lead_meanwhile(
+    relay_of: Start, server: RedisServer, clock: Any
+) -> None:
+    first, second = relay_of("index-1"), relay_of("index-2")
+    first.lead()
+    server.client.ask("FLUSHALL")
+    second.lead()
+    clock.now += 6
+    assert first.lead() is None
+    server.client.ask("FLUSHALL")
+    clock.now += 6
+    term = first.lead()
+    assert term is not None
+    assert not term.is_continued
+
+
+def test_a_relay_that_was_asleep_while_another_took_over_takes_nothing_from_it(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys
+) -> None:
+    asleep, active = relay_of("index-1"), relay_of("index-2")
+    asleep.lead()
+    asleep.poll(10)
+    killed(server, keys)
+    active.lead()
+    active.poll(10)
+    journal.append(progress(1))
+    assert asleep.poll(10).events == []  # it believes that it leads
+    assert not asleep.is_active
+    assert ids(active.poll(10)) == ["job-1"]
+
+
+def test_a_term_ends_before_the_lease_does_while_redis_does_not_answer(
+    relay_of: Start, server: RedisServer, keys: Keys, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of("index-1")
+    term = relay.lead()
+    assert term is not None
+    assert 0 < server.client.ask("PTTL", keys.lease) / 1000 - (term.until - clock.now) <= 1.1
+
+    def fail(commands: Any) -> Any:
+        raise TimeoutError("frozen")
+
+    monkeypatch.setattr(relay._client, "call", fail)
+    clock.now += 13
+    assert relay.lead() == term
+    clock.now += 1
+    assert relay.lead() is None
+
+
+def test_no_batch_belongs_to_a_term_that_was_not_spoken_of(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys, clock: Any
+) -> None:
+    journal.append(progress(1))
+    relay = relay_of("index-1")
+    assert relay.poll(10).events == []
+    relay.lead()
+    clock.now += 20
+    relay._lease.keep()
+    killed(server, keys)
+    clock.now += 20
+    relay._lease.keep()
+    assert relay.is_active
+    assert relay.poll(10).events == []
+    relay.lead()
+    assert ids(relay.poll(10)) == ["job-1"]
+
+
+def test_a_redis_that_is_out_of_memory_can_still_be_read_from_and_emptied(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys
+) -> None:
+    journal.append(progress(1))
+    server.client.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(RefusedError, match="OOM"):
+        server.client.ask("SET", "x", "y")
+    relay = relay_of("index-1")
+    assert relay.lead() is not None
+    batch = relay.poll(10)
+    assert ids(batch) == ["job-1"]
+    relay.settle(batch)
+    assert relay.acknowledge(batch.receipts)
+    assert server.client.ask("XLEN", keys.stream) == 0
+
+
+def test_relays_tell_each_other(relay_of: Start, server: RedisServer, keys: Keys, clock: Any) -> None:
+    active, standby = relay_of("index-1"), relay_of("index-2")
+    active.lead()
+    standby.lead()
+    assert standby.shared("gate") is None
+    active.share("gate", {"flow": "paused"}, lasts_s=60)
+    standby.share("gate", {"flow": "nonsense"}, lasts_s=60)
+    assert standby.shared("gate") == {"flow": "paused"}
+    assert 0 < server.client.ask("TTL", keys.shared("gate")) <= 60
+
+
+def test_what_is_delivered_is_acknowledged_later_where_redis_is_away(
+    journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(progress(1))
+    relay = relay_of("index-1")
+    relay.lead()
+    batch = relay.poll(10)
+    relay.settle(batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(relay._client, "call", lambda commands: (_ for _ in ()).throw(TimeoutError("frozen")))
+        assert not relay.acknowledge(batch.receipts)
+    assert not relay.acknowledge(batch.receipts)  # it waits for a second
+    clock.now += 2
+    assert relay.acknowledge(batch.receipts)
+    assert server.client.ask("XLEN", keys.stream) == 0
+
+
+def test_a_relay_brings_over_what_workers_spilled_that_are_gone(
+    make_journal: Make, server: RedisServer, tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_journal(tmp_path / "spill")
+    monkeypatch.setattr(worker._client, "call", lambda commands: (_ for _ in ()).throw(TimeoutError("frozen")))
+    worker.append(progress(1))
+    worker._spill._segments.forget()  # as its death would
+    standby = RedisReader(server.url, "destination", directory=tmp_path / "spill", clock=clock)
+    relay = LeadingReader(server.url, "destination", clock=clock)
+    relay.poll(10)
+    standby.sync()
+    assert drain(relay) == ["job-1"]
+    assert list((tmp_path / "spill").glob("*-0*")) == []
+    standby.close()
+    relay.close()

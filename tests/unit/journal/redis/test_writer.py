@@ -66,7 +66,7 @@ def test_all_keys_lie_in_one_slot_of_a_cluster(make_journal: Make, server: Redis
     journal.append(progress(1))
     reader.poll(1)
     names = server.client.ask("KEYS", "xpander-celery:{*")
-    assert len(names) == 3
+    assert len(names) == 4
     assert all(name.startswith(b"xpander-celery:{destination}:") for name in names)
 
 
