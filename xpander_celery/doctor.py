@@ -16,6 +16,7 @@ from xpander_celery.errors import (
     AuthenticationError,
     BackendError,
     ConfigurationError,
+    JournalError,
     NotFoundError,
     XpanderCeleryError,
 )
@@ -31,6 +32,7 @@ _DESCRIPTION = (
 )
 _LITTLE_SPACE_BYTES = 256 * 1024**2
 _LONG_WAIT_S = 300.0
+_REDIS_TIMEOUT_S = 2.0
 
 
 class Level(StrEnum):
@@ -84,7 +86,7 @@ def examine(app: Any = None, *, offline: bool = False) -> Iterator[Finding]:
         return
     yield from _switches(settings)
     yield from _identity(settings)
-    journal = _journal(config.directory)
+    journal = _journal(config.directory) if config.journal is None else _redis_journal(config.journal)
     yield journal
     if journal.level is not Level.PROBLEM:
         yield from _relay(config, settings)
@@ -162,12 +164,40 @@ def _journal(directory: Path) -> Finding:
     return Finding(Level.GOOD, f"the journal is {directory}{there}")
 
 
+def _redis_journal(url: str) -> Finding:
+    from xpander_celery.journal.redis import checks
+    from xpander_celery.journal.redis.client import Client, RefusedError
+    from xpander_celery.redis_address import Address
+
+    address = Address.parse(url)
+    client = Client(address, timeout_s=_REDIS_TIMEOUT_S)
+    try:
+        client.resolve()
+        troubles = checks.troubles(client)
+    except JournalError as error:
+        return Finding(Level.PROBLEM, f"the journal cannot be used: {error}")
+    except PermissionError as error:
+        return Finding(Level.PROBLEM, f"the journal's Redis at {address}: {error}", "Check the journal's URL.")
+    except (OSError, RefusedError) as error:
+        text = f"the journal's Redis at {address} does not answer ({error}): events wait in files until it does"
+        return Finding(Level.PROBLEM, text, "Check the journal's URL, and the network.")
+    finally:
+        client.forget()
+    for what, remedy in troubles:
+        return Finding(Level.NOTE, f"the journal is in Redis at {address}, which {what}", f"{remedy.capitalize()}.")
+    return Finding(Level.GOOD, f"the journal is in Redis at {address}")
+
+
 def _relay(config: RelayConfig, settings: Settings) -> Iterator[Finding]:
+    from xpander_celery.relay.journals import leader
     from xpander_celery.relay.status import Status, is_running
 
-    status = Status.read(config.directory)
+    leading = leader(config)
+    status = leading or Status.read(config.directory)
     runs = is_running(config.directory)
-    if runs:
+    if config.journal is not None and leading is not None:
+        yield Finding(Level.GOOD, f"a relay leads: {leading.host} (process {leading.pid})")
+    elif runs:
         yield Finding(Level.GOOD, f"the relay runs{f' (process {status.pid})' if status else ''}")
     elif settings.relay == "external":
         yield Finding(Level.PROBLEM, "no relay runs, and workers start none", "Run `xpander-celery relay`.")

@@ -60,6 +60,14 @@ def retry_once(self: Any, question: str) -> str:
     return question
 
 
+@app.task(bind=True)
+def retry_elsewhere(self: Any, queue: str) -> str:
+    xc.current_job().add_usage(SPENT)
+    if self.request.retries < 1:
+        raise self.retry(countdown=0, queue=queue, exc=ConnectionError("busy"))
+    return "there"
+
+
 @app.task(bind=True, autoretry_for=(ConnectionError,), retry_kwargs={"countdown": 0, "max_retries": 2})
 def retry_by_itself(self: Any) -> str:
     xc.current_job().add_usage(SPENT)

@@ -29,7 +29,8 @@ class RedisServer:
         self.options = options
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port: int = listener.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        password = f":{options[options.index('--requirepass') + 1]}@" if "--requirepass" in options else ""
+        self.url = f"redis://{password}127.0.0.1:{self.port}/0"
         self.client = Client(Address.parse(self.url), timeout_s=5)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.waiting import until
-from xpander_celery.journal import Appended
+from xpander_celery.journal import Appended, Journal
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.status import Status, is_running
@@ -64,8 +64,8 @@ def counter(config: RelayConfig, name: str) -> int:
 class Jobs:
     """Jobs of this process, as a worker that is one process would write them."""
 
-    def __init__(self, directory: Path) -> None:
-        self.journal = FileJournal(directory)
+    def __init__(self, directory: Path, journal: Journal | None = None) -> None:
+        self.journal = journal if journal is not None else FileJournal(directory)
         self.journal.open()
 
     def started(self, job_id: str, *, agent_id: str = AGENT, **facts: Any) -> Appended:

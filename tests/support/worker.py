@@ -116,7 +116,9 @@ def start_worker(
         "TEST_RELAY": "external",
         **environ,
     }
-    journal = Path(variables["XPANDER_CELERY_JOURNAL"])
+    is_in_redis = "://" in variables["XPANDER_CELERY_JOURNAL"]  # then this is what a machine keeps beside it
+    journal = directory / "state" if is_in_redis else Path(variables["XPANDER_CELERY_JOURNAL"])
+    variables |= {"XDG_STATE_HOME": str(journal)} if is_in_redis else {}
     command = [python, "-m", "celery", "-A", app, "worker", "--loglevel=INFO", "--without-mingle", "--without-gossip"]
     process = Leashed(
         "worker",

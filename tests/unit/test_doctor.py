@@ -1,5 +1,6 @@
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import httpx
 import pytest
 from celery import Celery
 
+from tests.support.redis_server import RedisServer
 from xpander_celery import cli, doctor
 from xpander_celery.backend import Backend, Configuration
 from xpander_celery.doctor import Level
+from xpander_celery.journal.redis.keys import Keys
 from xpander_celery.relay.status import RelayLock, Status
 from xpander_celery.runtime import instrument, relay_config, settings_of, uninstrument
 
@@ -163,3 +166,55 @@ def test_a_platform_that_cannot_be_reached_is_a_problem() -> None:
         raise httpx.ConnectError("refused", request=request)
 
     assert answering(refuse).level is Level.PROBLEM
+
+
+# A journal in Redis
+
+
+@pytest.fixture
+def redis_journal(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RedisServer]:
+    redis_server.client.ask("FLUSHALL")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XPANDER_CELERY_JOURNAL", redis_server.url)
+    yield redis_server
+    redis_server.client.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+def place(server: RedisServer) -> str:
+    return f"127.0.0.1:{server.port}/0"
+
+
+def test_a_redis_that_may_forget_is_a_note(redis_journal: RedisServer) -> None:
+    found = next(each for each in doctor.examine(None, offline=True) if "journal is in Redis" in each.text)
+    assert found.level is Level.NOTE
+    assert (
+        found.text
+        == f"the journal is in Redis at {place(redis_journal)}, which loses events when it crashes (appendonly no)"
+    )
+    assert found.remedy == "Set appendonly to yes."
+
+
+def test_a_redis_that_evicts_is_a_problem(redis_journal: RedisServer) -> None:
+    redis_journal.client.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    assert len(problems()) == 1
+    assert "set it to noeviction" in problems()[0]
+
+
+def test_a_redis_that_does_not_answer_is_a_problem_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPANDER_CELERY_JOURNAL", "redis://:hunter2@127.0.0.1:1/0")
+    assert len(problems()) == 1
+    assert "127.0.0.1:1/0 does not answer" in problems()[0]
+    assert "hunter2" not in problems()[0]
+
+
+def test_the_relay_that_leads_may_be_on_any_machine(
+    redis_journal: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPANDER_CELERY_RELAY", "external")
+    assert problems() == ["no relay runs, and workers start none → Run `xpander-celery relay`."]
+    keys = Keys(relay_config(settings_of(None)).directory.name)
+    leading = replace(STATUS, host="host-7", dead=2)
+    redis_journal.client.ask("SET", keys.shared("status"), json.dumps(asdict(leading)))
+    assert problems() == []
+    assert examined()["a relay leads: host-7 (process 123)"] is Level.GOOD
+    assert examined()["2 reports were given up"] is Level.NOTE

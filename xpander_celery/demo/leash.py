@@ -65,7 +65,7 @@ def _stop(child: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def _stop_relays(journal: Path) -> None:
-    for lock in journal.glob("*/relay.lock"):
+    for lock in journal.glob("**/relay.lock"):
         deadline = time.monotonic() + 5
         while _is_held(lock) and time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError, KeyError):

@@ -98,6 +98,10 @@ def _check(arguments: argparse.Namespace, config: RelayConfig) -> int:
         return 1
     state = "runs" if is_well else f"runs, but has not been heard of for {age_s:.0f} s" if runs else "does not run"
     _print(f"The relay {state} (process {status.pid}, release {status.version}).")
+    if not status.leads:
+        leader = f"{status.leader} leads" if status.leader else "no other was heard of lately"
+        _print(f"It stands by: {leader}.")
+        return 0 if is_well else 1
     if status.reason:
         _print(f"Delivery is {status.flow}: {status.reason}")
     for agent_id, reason in status.held_agents.items():
@@ -174,6 +178,7 @@ def _tend(arguments: argparse.Namespace, config: RelayConfig, verb: str) -> int:
 
 def _drain(arguments: argparse.Namespace, config: RelayConfig) -> int:
     """Through the running relay, or one that runs just for this."""
+    from xpander_celery.relay.journals import leader
     from xpander_celery.relay.launch import Launcher
     from xpander_celery.relay.status import EXIT_LEFT, Status
 
@@ -181,7 +186,7 @@ def _drain(arguments: argparse.Namespace, config: RelayConfig) -> int:
     launcher = Launcher(config)
     before = Status.read(config.directory)
     total = before.waiting + before.held if before is not None else 0
-    is_drained = not config.directory.exists()
+    is_drained = config.journal is None and not config.directory.exists()
     with _Progress(total) as progress:
         while not is_drained and (left_s := deadline - time.monotonic()) > 0:
             is_drained = launcher.flush(min(1.0, left_s) if sys.stderr.isatty() else left_s)
@@ -189,7 +194,7 @@ def _drain(arguments: argparse.Namespace, config: RelayConfig) -> int:
             progress.show(total - (status.waiting + status.held if status is not None and not is_drained else 0))
             if not is_drained and status is not None and status.flow != "flowing":
                 time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))  # it is told at once that nothing moves
-    status = Status.read(config.directory)
+    status = leader(config) or Status.read(config.directory)
     left = {"waiting": status.waiting, "held": status.held, "dead": status.dead} if status is not None else {}
     if arguments.json:
         _print_json({"drained": is_drained, **left, "reason": status.reason if status is not None else ""})
@@ -200,16 +205,23 @@ def _drain(arguments: argparse.Namespace, config: RelayConfig) -> int:
 
 @contextlib.contextmanager
 def _desk(config: RelayConfig) -> Iterator[_Ask]:
-    """Whom to ask: the running relay, or the index itself, whose owner we are meanwhile."""
-    from xpander_celery.relay.mailbox import ask
+    """Whom to ask: the running relay, or the index itself, whose owner we are meanwhile. What waits in Redis is known
+    only to the relay that leads.
+    """
+    from xpander_celery.relay.journals import ask
     from xpander_celery.relay.status import RelayLock, is_running
 
     def ask_relay(verb: str, **arguments: Any) -> dict[str, Any]:
-        answer = ask(config.directory, verb, timeout_s=_ANSWERS_WITHIN_S, **arguments)
+        answer = ask(config, verb, timeout_s=_ANSWERS_WITHIN_S, **arguments)
+        if answer is None and config.journal is not None:
+            raise JournalError("no relay leads, or Redis is away: `xpander-celery relay` starts one here")
         if answer is None:
             raise JournalError(f"the relay of {config.directory} does not answer")
         return _checked(answer)
 
+    if config.journal is not None:
+        yield ask_relay
+        return
     if not config.directory.exists():
         raise JournalError(f"no journal is at {config.directory}: nothing was recorded for this destination so far")
     lock = None if is_running(config.directory) else RelayLock.acquire(config.directory)

@@ -47,6 +47,7 @@ class RelayConfig:
     total_timeout_s: float = 30.0
     redelivery_wait_s: float = 7200.0
     max_age_s: float = 14 * 86400.0
+    max_journal_bytes: int = 1024**3
     max_index_bytes: int = 4 * 1024**3
     search_path: tuple[str, ...] = ()
     loaded_at: float = 0.0

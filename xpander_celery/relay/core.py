@@ -1,6 +1,7 @@
 """One relay at work: takes events in, judges, lets send, and acknowledges, one turn after the other.
 
-A turn never waits, so that tests drive it with a clock of their own; `process` gives it real time and signals.
+Where several relays share a journal, one of them leads; the others stand by and do nothing. A turn never waits, so that
+tests drive it with a clock of their own; `process` gives it real time and signals.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from xpander_celery.events import Event, encode
-from xpander_celery.journal import JournalReader
+from xpander_celery.journal import JournalReader, Term
 from xpander_celery.journal.notices import Notice
 from xpander_celery.relay.clock import Clock
 from xpander_celery.relay.config import RelayConfig
@@ -24,7 +26,7 @@ from xpander_celery.relay.index import Index
 from xpander_celery.relay.inflight import InFlight
 from xpander_celery.relay.ingest import MAX_BATCH, Ingest
 from xpander_celery.relay.letters import Hook, Letters
-from xpander_celery.relay.mailbox import Mailbox, Request
+from xpander_celery.relay.mailbox import Mailbox, Postbox, Request
 from xpander_celery.relay.policy import MAX_BACKOFF_S, Flow, Gate
 from xpander_celery.relay.rows import Phase
 from xpander_celery.relay.schema import IndexFullError, Reserve
@@ -42,12 +44,19 @@ _SETTLED_ROWS = 200_000
 _SETTLED_BYTES = 256 * 1024**2
 _PRUNED_AT_ONCE = 2000
 _SET_ASIDE_FILES = 500
+_ACKNOWLEDGE_EVERY_S = 0.2
+_ACKNOWLEDGED_AT_ONCE = 1000
+_STANDS_BY = {"error": "this relay stands by, another one leads", "drained": False}
+_GATE, _GATE_LASTS_S = "gate", 2 * 3600  # longer than any wait
 
 logger = logging.getLogger(__name__)
 
 
 class Relay:
-    """One relay on an open index. Whoever makes it holds the lock of the directory, and closes the index."""
+    """One relay on an open index. Whoever makes it holds the lock of the directory, and closes the index.
+
+    `postboxes` are further places where the relay that leads is asked something.
+    """
 
     def __init__(
         self,
@@ -59,17 +68,17 @@ class Relay:
         chance: Callable[[], float],
         clock: Clock,
         hook: Hook | None = None,
+        postboxes: Sequence[Postbox] = (),
     ) -> None:
         self._config = config
         self._index = index
+        self._reader = reader
         self._clock = clock
         now = clock.now()
         reader.resume(index.positions)
         index.clamp_waits(now, longest_s=MAX_BACKOFF_S)
         self.gate = Gate(per_minute=config.rate_limit_per_minute, chance=chance)
-        stored = index.gate
-        if stored is not None and (stored["flow"] != Flow.PAUSED or stored["settings"] == config.fingerprint):
-            self.gate.restore(stored, now=now)  # what paused delivery may be mended by other settings
+        self._restore_gate(index.gate, now)
         seen = Status.read(config.directory)
         if seen is not None:
             self.gate.assume_spent(min(now, seen.at + 2 * HEARTBEAT_S))  # what was sent then is not known
@@ -96,29 +105,40 @@ class Relay:
         )
         self._desk = Desk(index, now=clock.now, redelivery_wait_s=config.redelivery_wait_s)
         self._mailbox = Mailbox(config.directory)
+        self._postboxes = tuple(postboxes)
         self._reserve = Reserve(config.directory)
-        self._flushes: list[Request] = []
+        self._flushes: list[tuple[Postbox, Request]] = []
+        self._term = Term().number
+        self._shared_gate = index.gate
         self._has_read_all = False
         self._deaths_at = now
+        self._acknowledge_at = now
         self._full_until = float("-inf")
         self._full = Notice(logger, "index_full", clock=clock.now)
+        self.is_leading = False
         self.is_relieved = False  # another relay asked this one to leave
         self.is_eager = False  # somebody waits for the end
 
     def turn(self) -> float:
         """Do everything that can be done without waiting; returns for how long nothing else will be to do."""
         now = self._clock.now()
+        self.is_leading = self._lead(now)
+        if not self.is_leading:
+            self._stand_by(now)
+            return POLL_S
         began = time.perf_counter()
         self._has_read_all = self._read(now)
         has_looked = self._look(now) if self._has_read_all else False
         took_s = time.perf_counter() - began
         is_eager = self.is_eager or bool(self._flushes)
         self._store(at_once=is_eager)
+        self._acknowledge(now)
         self._prune(now)
         self.delivery.refill()
         self._answer_flushes()  # those that were asked before the journal was read
-        for request in self._mailbox.take():
-            self._answer(request)
+        for postbox in (self._mailbox, *self._postboxes):
+            for request in postbox.take():
+                self._answer(postbox, request)
         if (self._has_read_all and has_looked) or now < self._full_until:
             return _EAGER_POLL_S if is_eager or self._flushes else POLL_S
         return took_s if self.delivery.is_sending else 0.0  # the senders get as much of the time as the journal
@@ -126,6 +146,8 @@ class Relay:
     def store(self) -> None:
         """Store what is not stored yet, and tell those who wait for it: at the end."""
         self._store(at_once=True)
+        self._acknowledge_at = float("-inf")
+        self._acknowledge(self._clock.now())
         self._answer_flushes()
 
     def close(self) -> None:
@@ -136,12 +158,14 @@ class Relay:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is to be done now."""
-        return self._has_read_all and self.delivery.is_idle
+        return (self._has_read_all or not self.is_leading) and self.delivery.is_idle
 
     @property
     def is_drained(self) -> bool:
-        """Whether nothing that is written is left to be delivered."""
-        return self.is_quiet and not self._index.count(Phase.DUE) and not self._index.count(Phase.HELD)
+        """Whether nothing that is written is left to be delivered; a relay that stands by does not know."""
+        return (
+            self.is_leading and self.is_quiet and not self._index.count(Phase.DUE) and not self._index.count(Phase.HELD)
+        )
 
     def next_look(self) -> float:
         """When the next open job may be over."""
@@ -151,6 +175,54 @@ class Relay:
     def is_watching(self) -> bool:
         """Whether an open job waits for the end of a process."""
         return bool(self._index.watched())
+
+    # Which relay it is that delivers
+
+    def _lead(self, now: float) -> bool:
+        """Whether this relay is the one, for now."""
+        if not self.is_leading and now < self._full_until:
+            return False  # it could not begin
+        term = self._reader.lead()
+        if term is None:
+            if self.is_leading:
+                logger.warning("another relay leads, or Redis is away", extra={"event": "relay_stands_by"})
+                self.gate.close_at(now)
+                self.delivery.put_down()
+            return False
+        try:
+            if term.number != self._term:
+                self._begin(term, now)
+        except IndexFullError as error:
+            self._is_full(error)
+            self._reader.close()  # another one may have the room
+            return False
+        self.gate.close_at(term.until)
+        return True
+
+    def _begin(self, term: Term, now: float) -> None:
+        """Go on where the relay before this one was; what is not delivered, the journal gives once more."""
+        if not term.is_continued:
+            self._index.hand_over(now)
+            self.gate.assume_spent(now)
+        self._restore_gate(self._reader.shared(_GATE), now)
+        self._reader.resume(self._index.positions)
+        self._has_read_all = False
+        self._term = term.number
+        logger.info("this relay leads", extra={"event": "relay_leads"})
+
+    def _stand_by(self, now: float) -> None:
+        """Send nothing and promise nothing; but what came of what was sent counts."""
+        self._store(at_once=True)
+        self._acknowledge(now)
+        for request in self._mailbox.take():
+            self._leave(request) if request.verb == "leave" else self._mailbox.answer(request, _STANDS_BY)
+        for postbox, request in self._flushes:
+            postbox.answer(request, _STANDS_BY)
+        self._flushes.clear()
+
+    def _restore_gate(self, stored: Mapping[str, Any] | None, now: float) -> None:
+        if stored is not None and (stored["flow"] != Flow.PAUSED or stored["settings"] == self._config.fingerprint):
+            self.gate.restore(stored, now=now)  # what paused delivery may be mended by other settings
 
     # The parts of a turn
 
@@ -189,6 +261,21 @@ class Relay:
         except IndexFullError as error:
             self._reserve.release()
             self._is_full(error)
+        gate = self._index.gate
+        if gate is not None and gate is not self._shared_gate:
+            self._reader.share(_GATE, gate, lasts_s=_GATE_LASTS_S)
+            self._shared_gate = gate
+
+    def _acknowledge(self, now: float) -> None:
+        """Let the journal forget what is delivered."""
+        if now < self._acknowledge_at:
+            return
+        receipts = self._index.released(_ACKNOWLEDGED_AT_ONCE)
+        is_all = len(receipts) < _ACKNOWLEDGED_AT_ONCE
+        self._acknowledge_at = now + _ACKNOWLEDGE_EVERY_S if is_all else now
+        if receipts and self._reader.acknowledge(receipts):
+            with contextlib.suppress(IndexFullError):  # then once more
+                self._index.forget_receipts(receipts)
 
     def _is_full(self, error: IndexFullError) -> None:
         self._full.warn("The index can take no more, so events wait in the journal: %s", error)
@@ -204,24 +291,26 @@ class Relay:
 
     # What others ask
 
-    def _answer(self, request: Request) -> None:
-        match request.verb:
-            case "flush":
-                self._flushes.append(request)
-            case "leave":
-                self.is_relieved |= request.arguments.get("fingerprint") == self._config.fingerprint
-                self._mailbox.answer(request, {})
-            case verb:
-                self._mailbox.answer(request, self._desk.answer(verb, request.arguments))
+    def _answer(self, postbox: Postbox, request: Request) -> None:
+        if request.verb == "flush":
+            self._flushes.append((postbox, request))
+        elif request.verb == "leave" and postbox is self._mailbox:
+            self._leave(request)
+        else:
+            postbox.answer(request, self._desk.answer(request.verb, request.arguments))
+
+    def _leave(self, request: Request) -> None:
+        self.is_relieved |= request.arguments.get("fingerprint") == self._config.fingerprint
+        self._mailbox.answer(request, {})
 
     def _answer_flushes(self) -> None:
         """Whoever asked to flush hears of it when all is delivered, or when that cannot be for now."""
         wall = self._clock.wall()
-        for request in list(self._flushes):
+        for postbox, request in list(self._flushes):
             cannot = self.is_quiet and self.gate.flow is not Flow.FLOWING
             if self.is_drained or cannot or request.expires_at < wall:
-                self._mailbox.answer(request, {"drained": self.is_drained})
-                self._flushes.remove(request)
+                postbox.answer(request, {"drained": self.is_drained})
+                self._flushes.remove((postbox, request))
 
 
 def _set_aside(folder: Path, job_id: str, events: Iterable[Event]) -> None:

@@ -142,12 +142,17 @@ class Delivery:
                 if not future.done():
                     future.set_result(None)
 
+    def put_down(self) -> None:
+        """Leave what is ready to whoever fetches it next."""
+        self._leased.difference_update(job.row for job in self._ready)
+        self._ready.clear()
+        self._stale.clear()
+        self._has_more = False
+
     def stop(self) -> None:
         """Begin nothing more."""
         self._is_stopping = True
-        self._leased.difference_update(job.row for job in self._ready)
-        self._ready.clear()
-        self._has_more = False
+        self.put_down()
 
     # The workers' side
 

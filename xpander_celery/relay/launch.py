@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from xpander_celery.relay.config import RelayConfig
-from xpander_celery.relay.mailbox import ask, tell
+from xpander_celery.relay.journals import ask
+from xpander_celery.relay.mailbox import tell
 from xpander_celery.relay.status import EXIT_LEFT, EXIT_TAKEN, Status, is_outdated, is_running
 
 MODULE = "xpander_celery.relay"
@@ -23,6 +24,7 @@ _MAX_RESTART_WAIT_S = 300.0
 _LONG_LIFE_S = 60.0
 _LEAVES_WITHIN_S = 40.0  # it ends what it has begun to send
 _MARGIN_S = 1.0
+_ASK_AGAIN_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +76,12 @@ class Launcher:
         deadline = self._clock() + timeout_s
         try:
             while (left_s := deadline - self._clock()) > 0:
-                answer = ask(self._config.directory, "flush", timeout_s=left_s)
+                answer = ask(self._config, "flush", timeout_s=left_s)
                 if answer is not None:
                     return bool(answer["drained"])
+                if is_running(self._config.directory):
+                    time.sleep(min(_ASK_AGAIN_S, max(0.0, deadline - self._clock())))  # it is about to lead
+                    continue
                 code = self._drain(deadline - self._clock()) if foreground else EXIT_LEFT
                 if code != EXIT_TAKEN:
                     return code == 0
@@ -111,6 +116,7 @@ class Launcher:
 
     def _execute(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Everything it says goes to its log: a pipe of the worker's would keep whoever reads that waiting."""
+        self._config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(self._config.directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             return subprocess.Popen(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from xpander_celery.relay.status import is_running, write_whole
 
@@ -32,6 +32,16 @@ class Request:
     verb: str
     arguments: dict[str, Any]
     expires_at: float
+
+
+class Postbox(Protocol):
+    """A place where the relay is asked something, seen from the relay's side."""
+
+    def take(self) -> Iterator[Request]:
+        """Every request that came in since the last call and that somebody still waits for."""
+
+    def answer(self, request: Request, answer: dict[str, Any]) -> None:
+        """Answer one of them."""
 
 
 class Mailbox:

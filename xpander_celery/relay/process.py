@@ -17,11 +17,11 @@ from pathlib import Path
 from xpander_celery.errors import ConfigurationError, JournalError
 from xpander_celery.journal import liveness
 from xpander_celery.journal.location import prepare
-from xpander_celery.journal.reader import FileReader
 from xpander_celery.relay.clock import Clock
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.core import Relay
 from xpander_celery.relay.index import Index
+from xpander_celery.relay.journals import open_reader
 from xpander_celery.relay.lifetime import LINGER_S, Lifetime, Mode
 from xpander_celery.relay.schema import IndexDamagedError, IndexNewerError, quarantine
 from xpander_celery.relay.status import EXIT_LEFT, EXIT_TAKEN, EXIT_UNUSABLE, RelayLock, Status
@@ -30,6 +30,7 @@ from xpander_celery.relay.upkeep import Upkeep
 
 _WORKERS_EVERY_S = 1.0
 _MOST_QUARANTINES = 3
+_LEADS_WITHIN_S = 25.0  # where the relay before it died
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _serve(config: RelayConfig, mode: Mode, at_most_s: float | None) -> int:
 
 
 async def _run(config: RelayConfig, index: Index, clock: Clock, lifetime: Lifetime) -> int:
-    reader = FileReader(config.directory)
+    reader, postboxes = open_reader(config, identity=index.identity, clock=clock.now)
     relay = Relay(
         config,
         index=index,
@@ -90,9 +91,12 @@ async def _run(config: RelayConfig, index: Index, clock: Clock, lifetime: Lifeti
         chance=random.random,
         clock=clock,
         hook=make_hook(config),
+        postboxes=postboxes,
     )
     relay.is_eager = lifetime.mode is Mode.ONCE
-    upkeep = Upkeep(config, index=index, reader=reader, gate=relay.gate, clock=clock.now)
+    upkeep = Upkeep(
+        config, index=index, reader=reader, gate=relay.gate, clock=clock.now, leads=lambda: relay.is_leading
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _terminate, lifetime, clock, relay)
@@ -109,9 +113,11 @@ async def _run(config: RelayConfig, index: Index, clock: Clock, lifetime: Lifeti
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         relay.close()
+        reader.close()
     logger.info("relay ends", extra={"event": "relay_ended"})
-    is_served = lifetime.mode is not Mode.ONCE or relay.is_drained
-    return 0 if is_served else EXIT_LEFT
+    if lifetime.mode is not Mode.ONCE or relay.is_drained:
+        return 0
+    return EXIT_LEFT if relay.is_leading or not upkeep.knows_leader else EXIT_TAKEN
 
 
 async def _turn_until_over(
@@ -122,7 +128,7 @@ async def _turn_until_over(
     directory: Path,
     workers: Sequence[asyncio.Task[None]],
 ) -> None:
-    has_workers, look_at = True, 0.0
+    has_workers, look_at, began = True, 0.0, clock.now()
     while True:
         relay.woken.clear()
         wait_s = relay.turn()
@@ -138,6 +144,10 @@ async def _turn_until_over(
         # without workers, what an open job watches is dead: it falls due soon, though the index does not know that yet
         is_settled = relay.next_look() > now + LINGER_S and not (relay.is_watching and not has_workers)
         is_drained = relay.is_drained and (lifetime.mode is Mode.ONCE or is_settled)
+        if not relay.is_leading:  # one that stands by has nothing to deliver; it waits longer than a lease lasts
+            is_drained = lifetime.mode is not Mode.ONCE
+            if lifetime.mode is Mode.ONCE and upkeep.knows_leader and now - began > _LEADS_WITHIN_S:
+                return
         if lifetime.is_over(now, has_workers=has_workers, is_quiet=relay.is_quiet, is_drained=is_drained):
             return
         with contextlib.suppress(TimeoutError):

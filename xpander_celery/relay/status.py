@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +79,7 @@ class Status:
 
     `waiting` are reports that are due or will be tried again, `held` wait for an unknown agent, `running` are jobs
     without an end so far. `flow` and `reason` say whether the platform takes reports, `held_agents` who waits and why.
+    Where relays share a journal, one of them `leads`; one that stands by counts nothing, and says who the `leader` is.
     """
 
     pid: int
@@ -86,6 +88,9 @@ class Status:
     loaded_at: float
     started_at: float
     at: float
+    host: str = ""
+    leads: bool = True
+    leader: str = ""
     flow: str = "flowing"
     reason: str = ""
     held_agents: dict[str, str] = field(default_factory=dict)
@@ -101,9 +106,16 @@ class Status:
     def read(cls, directory: Path) -> Self | None:
         """The last status written in this directory, None where there is none that can be read."""
         try:
-            values: dict[str, Any] = json.loads((directory / STATUS).read_bytes())
+            return cls.of(json.loads((directory / STATUS).read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self | None:
+        """The status that these values are, None where they are none."""
+        try:
             return cls(**{name: values[name] for name in cls.__slots__ if name in values})
-        except (OSError, ValueError, TypeError):
+        except TypeError:
             return None
 
     def write(self, directory: Path) -> None:

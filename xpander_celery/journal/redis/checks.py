@@ -15,12 +15,18 @@ def check(client: Client) -> None:
 
     Raises OSError where it does not answer.
     """
+    for what, remedy in troubles(client):
+        _logger.warning("Redis at %s %s: %s", client.address, what, remedy, extra={"event": "journal_redis_setting"})
+
+
+def troubles(client: Client) -> list[tuple[str, str]]:
+    """What such a server does, and the remedy; none for one that is set well. Raises as `check`."""
     replies = client.call([["INFO", "memory"], ["INFO", "persistence"]])
     for reply in replies:
         if isinstance(reply, Refusal):
             if reply.code in ("NOAUTH", "WRONGPASS"):
                 raise JournalError(f"Redis at {client.address} wants a password: put it into the journal's URL")
-            return  # a server that does not tell; what it refuses later goes to files
+            return []  # a server that does not tell; what it refuses later goes to files
     known = dict(line.split(":", 1) for reply in replies for line in reply.decode().splitlines() if ":" in line)
     policy = known.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys"):
@@ -28,11 +34,9 @@ def check(client: Client) -> None:
             f"Redis at {client.address} drops events when its memory is full (maxmemory-policy {policy}): "
             "set it to noeviction, or give the journal a Redis of its own"
         )
+    found = []
     if policy != "noeviction":
-        _warn(client, f"drops heartbeats when its memory is full (maxmemory-policy {policy}): set it to noeviction")
+        found.append((f"drops heartbeats when its memory is full (maxmemory-policy {policy})", "set it to noeviction"))
     if known.get("aof_enabled") == "0":
-        _warn(client, "loses events when it crashes (appendonly no): set appendonly to yes")
-
-
-def _warn(client: Client, problem: str) -> None:
-    _logger.warning("Redis at %s %s", client.address, problem, extra={"event": "journal_redis_setting"})
+        found.append(("loses events when it crashes (appendonly no)", "set appendonly to yes"))
+    return found

@@ -39,6 +39,7 @@ from xpander_celery.redis_address import Address
 
 _TIMEOUT_S = 2.0
 _RETRY_S = 1.0
+_LAST_WORDS_S = 5.0
 _BATCH_BYTES = 4 * 1024**2
 _ENTRIES_PER_CALL = 100
 _CORRUPT_KEPT = 500
@@ -225,9 +226,12 @@ class RedisReader:
                 self._meet_trouble(error)
 
     def close(self) -> None:
-        """Let another relay take over at once."""
+        """Let another relay take over at once, and bring over what was spilled here."""
         try:
             self._lease.give_up()
+            until = self._clock() + _LAST_WORDS_S
+            while self._spool is not None and not self._spool.drain(self._client) and self._clock() < until:
+                continue
         except (OSError, RefusedError) as error:
             self._meet_trouble(error)
         if self._spool is not None:

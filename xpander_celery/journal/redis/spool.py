@@ -50,10 +50,12 @@ class Spool:
         self._lock: int | None = None
         self._reader = FileReader(directory, decode=cast(Callable[[bytes], Event], bytes))
 
-    def drain(self, client: Client) -> None:
-        """Bring over as much as a moment allows. Raises OSError or `RefusedError`, and then loses nothing."""
+    def drain(self, client: Client) -> bool:
+        """Bring over as much as a moment allows; whether that was all that is this process's to bring. Raises OSError
+        or `RefusedError`, and then loses nothing.
+        """
         if not self._is_locked():
-            return
+            return True
         until = self._clock() + _AT_ONCE_S
         while self._clock() < until:
             batch = self._reader.poll(_EVENTS)
@@ -64,7 +66,8 @@ class Spool:
                 _call(client, portion)
             self._reader.settle(batch)
             if not commands:
-                return
+                return True
+        return False
 
     def let_go(self) -> None:
         """Leave the segments to another process."""
