@@ -64,8 +64,9 @@ lowest: $(VENV)/.installed ## The unit tests on the oldest releases that pyproje
 matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
 	env $(SCRUB) $(RUN) tests.matrix $(ARGS)
 
-chaos: $(VENV)/.installed ## Workers, relay and platform killed at random for two minutes; lost must be 0
+chaos: $(VENV)/.installed ## Workers, relays and platform killed at random, two minutes for each journal; lost must be 0
 	env $(SCRUB) $(RUN) tests.chaos.run $(ARGS)
+	env $(SCRUB) $(RUN) tests.chaos.run --redis $(ARGS)
 
 soak: $(VENV)/.installed ## Thousands of jobs of every kind while pool processes are killed; each record is judged by a ledger
 	env $(SCRUB) $(RUN) tests.chaos.soak $(ARGS)

@@ -1,6 +1,9 @@
-"""Workers, relay and platform are killed at random under load; then it is counted what is missing.
+"""Workers, relays and platform are killed at random under load; then it is counted what is missing.
 
-    python -m tests.chaos.run [--seconds N] [--seed N] [--rate N]
+    python -m tests.chaos.run [--redis] [--seconds N] [--seed N] [--rate N]
+
+With `--redis` there are three workers and two relays, each on a machine of its own, and a Redis holds the journal. Of a
+machine whose worker or relay is killed, the disk is gone too.
 
 What should have arrived is told by the jobs' own ledger, what did arrive by the platform's records; neither is a
 counter of this package. Lost must be 0, and no job may have two records. Exits with 1 otherwise.
@@ -12,7 +15,9 @@ import argparse
 import contextlib
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,13 +30,16 @@ import psutil
 from celery import Celery
 
 from tests.support.broker import Broker, start_redis
+from tests.support.redis_server import running_redis
 from tests.support.sandbox import Sandbox, start_sandbox
 from tests.support.waiting import until
 from tests.support.worker import AGENT, Worker, start_worker
+from xpander_celery.demo.processes import clean_environ
+from xpander_celery.journal.location import destination_directory
+from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.status import Status, is_running
 
 APP = "tests.chaos.app"
-WORKERS = 2
 _DRAINS_WITHIN_S = 180.0
 
 
@@ -65,6 +73,8 @@ class Chaos:
 
     APP = APP
     OPTIONS: tuple[str, ...] = ("--concurrency=2",)
+    WORKERS = 2
+    VICTIMS = ("_kill_child", "_kill_worker", "_kill_relay", "_kill_relay", "_kill_platform")
 
     def __init__(self, directory: Path, broker: Broker, chance: random.Random) -> None:
         self.directory = directory
@@ -77,10 +87,11 @@ class Chaos:
         self._stacks: list[contextlib.ExitStack] = []
         self._workers: list[Worker] = []
         self._number = 0
-        for _ in range(WORKERS):
+        for _ in range(self.WORKERS):
             self._start_worker()
 
     def _settings(self) -> dict[str, str]:
+        """What differs between a journal of files and one in Redis."""
         return {"XPANDER_CELERY_JOURNAL": str(self.directory / "journal")}
 
     @property
@@ -110,9 +121,7 @@ class Chaos:
         self._workers.append(worker)
 
     def kill_something(self) -> None:
-        getattr(
-            self, self.chance.choice(["_kill_child", "_kill_worker", "_kill_relay", "_kill_relay", "_kill_platform"])
-        )()
+        getattr(self, self.chance.choice(self.VICTIMS))()
 
     def _kill_worker(self) -> None:
         place = self.chance.randrange(len(self._workers))
@@ -123,7 +132,11 @@ class Chaos:
                 process.kill()
         self.kills["worker"] += 1
         stack.close()
+        self._lose_disk(worker.process.log.parent)
         self._start_worker()
+
+    def _lose_disk(self, place: Path) -> None:
+        """The next worker finds the journal that this one wrote to."""
 
     def _kill_child(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -167,6 +180,63 @@ class Chaos:
         self.platform.kill()
 
 
+class Fleet(Chaos):
+    """The same with a journal in Redis, and machines that go away with all that they held."""
+
+    WORKERS = 3
+    RELAYS = 2
+    VICTIMS = (*Chaos.VICTIMS, "_kill_worker")
+
+    def __init__(self, directory: Path, broker: Broker, chance: random.Random) -> None:
+        self._redis_stack = contextlib.ExitStack()
+        self._redis = self._redis_stack.enter_context(running_redis(directory / "redis", "--appendonly", "yes"))
+        self._relays: list[tuple[subprocess.Popen[bytes], RelayConfig]] = []
+        super().__init__(directory, broker, chance)
+        for number in range(self.RELAYS):
+            self._start_relay(directory / f"relay-{number}")
+
+    def _settings(self) -> dict[str, str]:
+        return {"XPANDER_CELERY_JOURNAL": self._redis.url, "XPANDER_CELERY_RELAY": "external"}
+
+    def _lose_disk(self, place: Path) -> None:
+        shutil.rmtree(place)
+
+    def _start_relay(self, place: Path) -> None:
+        url = self.platform.sandbox.url
+        directory = destination_directory(str(place), base_url=url, organization_id=None)
+        directory.mkdir(parents=True, exist_ok=True)
+        key = self.platform.sandbox.api_key
+        config = RelayConfig(directory, api_key=key, base_url=url, journal=self._redis.url, loaded_at=time.time())
+        command = [sys.executable, "-P", "-m", "xpander_celery.relay", "--stay"]
+        with (self.directory / f"{place.name}.log").open("ab") as log:
+            environ = clean_environ(**config.to_environ())
+            self._relays.append((subprocess.Popen(command, env=environ, stdout=log, stderr=log), config))
+
+    def _kill_relay(self) -> None:
+        leading = [place for place, (_, config) in enumerate(self._relays) if _leads(config)]
+        place = leading[0] if leading and self.chance.random() < 0.7 else self.chance.randrange(len(self._relays))
+        process, config = self._relays.pop(place)
+        process.kill()
+        process.wait()
+        self.kills["leading relay" if place in leading else "standby"] += 1
+        disk = config.directory.parent
+        if self.chance.random() < 0.5:
+            shutil.rmtree(disk)
+        self._start_relay(disk)
+
+    def stop(self) -> None:
+        super().stop()
+        for process, _ in self._relays:
+            process.kill()
+            process.wait()
+        self._redis_stack.close()
+
+
+def _leads(config: RelayConfig) -> bool:
+    status = Status.read(config.directory)
+    return status is not None and status.leads
+
+
 def publish(broker: Broker, rate: float, stop: threading.Event, chance: random.Random) -> None:
     """Jobs of all lengths, at an even pace."""
     with Celery("publisher", broker=broker.url, set_as_current=False) as client:
@@ -174,11 +244,11 @@ def publish(broker: Broker, rate: float, stop: threading.Event, chance: random.R
             client.send_task(f"{APP}.work", (chance.choice([0, 0, 0.05, 1.0]), chance.choice([10, 2000])))
 
 
-def run(seconds: float, seed: int, rate: float, directory: Path) -> int:
+def run(kind: type[Chaos], seconds: float, seed: int, rate: float, directory: Path) -> int:
     chance = random.Random(seed)
     stop = threading.Event()
     with start_redis() as broker:
-        chaos = Chaos(directory, broker, chance)
+        chaos = kind(directory, broker, chance)
         publisher = threading.Thread(target=publish, args=(broker, rate, stop, random.Random(seed + 1)))
         publisher.start()
         try:
@@ -221,12 +291,13 @@ def report(chaos: Chaos, seed: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--redis", action="store_true", help="three workers and two relays, with a journal in Redis")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long things are killed (default 120)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of what is killed when")
     parser.add_argument("--rate", type=float, default=40.0, help="jobs a second")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="xpander-chaos-", ignore_cleanup_errors=True) as place:
-        return run(options.seconds, options.seed, options.rate, Path(place))
+        return run(Fleet if options.redis else Chaos, options.seconds, options.seed, options.rate, Path(place))
 
 
 if __name__ == "__main__":
