@@ -75,6 +75,15 @@ def test_two_variables_point_it_at_the_platform() -> None:
         assert environment["XPANDER_BASE_URL"] == "https://inbound.xpander.ai"
 
 
+def test_one_variable_puts_the_journal_into_redis() -> None:
+    stack = services(XPANDER_CELERY_JOURNAL="redis://redis:6379/3")
+    for name in ("worker", "relay"):
+        assert stack[name]["environment"]["XPANDER_CELERY_JOURNAL"] == "redis://redis:6379/3"
+        assert stack[name]["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert "noeviction" in stack["redis"]["command"]
+    assert "container_name" not in stack["relay"]  # so that there may be several
+
+
 def test_the_example_of_settings_changes_nothing_but_traces() -> None:
     assert services("traces", OTEL_EXPORTER_OTLP_ENDPOINT="http://jaeger:4318") == services(env_file=".env.example")
 
