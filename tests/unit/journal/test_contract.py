@@ -251,3 +251,18 @@ def test_syncing_changes_nothing_that_is_read(kind: Kind) -> None:
     journal.append(progress(1))
     reader.sync()
     assert drain(reader) == ["job-1"]
+
+
+def test_a_relay_that_is_alone_leads_and_what_it_acknowledges_is_forgotten(kind: Kind) -> None:
+    journal, reader = kind.process(), kind.relay()
+    journal.append(progress(1))
+    term = reader.lead()
+    assert term is not None
+    assert reader.lead() == term
+    batch = reader.poll(10)
+    reader.settle(batch)
+    assert reader.acknowledge(batch.receipts)
+    assert reader.poll(10).events == []
+    assert reader.shared("gate") is None
+    reader.share("gate", {"flow": "paused"}, lasts_s=10)
+    reader.close()
