@@ -10,6 +10,7 @@ from xpander_celery.journal.redis.client import Client
 from xpander_celery.journal.redis.keys import LEAD, LEAVE, Keys
 
 LEASE_S = 15.0
+_UNKNOWN = "?"
 _MARGIN_S = 1.0  # by which its holder takes it to be over before Redis does
 
 
@@ -53,6 +54,8 @@ class Lease:
             self._term = Term(self._term.number, until, self._term.is_continued)
         elif word == b"taken":
             self._begin(led_before[0].decode(), until)
+        elif word == b"kept":  # it was taken, and the reply was lost
+            self._begin(_UNKNOWN, until)
         else:
             self._has_seen_another = True
             self._term = None

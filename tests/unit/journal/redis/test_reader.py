@@ -426,6 +426,25 @@ def test_a_term_ends_before_the_lease_does_while_redis_does_not_answer(
     assert relay.lead() is None
 
 
+def test_a_lease_that_was_taken_without_hearing_of_it_is_held_and_nothing_is_taken_to_be_known(
+    relay_of: Start, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of("index-1")
+    real = relay._client.call
+
+    def lose_reply(commands: Any) -> Any:
+        real(commands)
+        raise TimeoutError("the reply was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relay._client, "call", lose_reply)
+        assert relay.lead() is None
+    clock.now += 2
+    term = relay.lead()
+    assert term is not None
+    assert not term.is_continued
+
+
 def test_no_batch_belongs_to_a_term_that_was_not_spoken_of(
     journal: RedisJournal, relay_of: Start, server: RedisServer, keys: Keys, clock: Any
 ) -> None:
