@@ -63,6 +63,7 @@ class Fleet:
         self._directory = directory
         self._houses: list[RelayHouse] = []
         self._numbers = itertools.count(1)
+        self.loses_reply: Callable[[], bool] = lambda: False
         self._readers: list[RedisReader] = []
         self._workers: list[Worker] = []
 
@@ -86,6 +87,16 @@ class Fleet:
                 self.server.url, "destination", identity=identity, keeps_until_delivered=True, clock=self.clock.now
             )
         )
+        client = self._readers[-1]._client
+        real = client.call
+
+        def call(commands: Any) -> list[Any]:
+            replies = real(commands)
+            if self.loses_reply():
+                raise TimeoutError("the reply was lost")
+            return replies
+
+        client.call = call  # type: ignore[method-assign]
         return self._readers[-1]
 
     def lease_runs_out(self, *, after_s: float = 6) -> None:
@@ -447,6 +458,7 @@ class Story:
 
     async def tell(self, steps: int) -> None:
         self.houses = [await self.fleet.relay(), await self.fleet.relay()]
+        self.fleet.loses_reply = lambda: self.chance.random() < 0.05
         for _ in range(steps):
             what = self.chance.choice(
                 [self.begin_job, self.go_on_with_job, self.go_on_with_job, self.change_platform]
@@ -459,6 +471,7 @@ class Story:
         while self.running:
             self.go_on_with_job()
         self.trouble = None
+        self.fleet.loses_reply = lambda: False
 
 
 @pytest.mark.parametrize("seed", range(5))

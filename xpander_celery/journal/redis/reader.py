@@ -115,10 +115,10 @@ class RedisReader:
 
     def resume(self, positions: Mapping[str, int]) -> None:
         """Go on behind what the index has, where Redis says that this index was the last to be written to."""
-        self._positions = dict(positions)
         term = self._lease.term
-        if term is not None and term.is_continued and not self._lease.is_first:
-            self._claim_from = next((_following(*item) for item in positions.items()), _BEGINNING)
+        is_known = term is not None and term.is_continued and not self._lease.is_first
+        self._positions = dict(positions) if is_known else {}
+        self._take_again()
 
     def poll(self, limit: int) -> Batch:
         """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again.
@@ -139,6 +139,7 @@ class RedisReader:
             return Batch(positions=self._positions)
         except OSError as error:
             self._meet_trouble(error)
+            self._take_again()  # what Redis gave, in a reply that was lost
             return Batch(positions=self._positions)
         return self._batch(limit)
 
@@ -245,6 +246,11 @@ class RedisReader:
         self._retry_at = self._clock() + _RETRY_S
         self._pulse.forget_missing()
         self._trouble.warn("Redis at %s does not serve the relay: %s", self._client.address, trouble)
+
+    def _take_again(self) -> None:
+        """Begin with all that was taken and is not settled."""
+        self._unsettled.clear()
+        self._claim_from = next((_following(*item) for item in self._positions.items()), _BEGINNING)
 
     def _fetch(self, limit: int) -> None:
         """Take entries until there are as many as wanted, or no more."""

@@ -426,6 +426,30 @@ def test_a_term_ends_before_the_lease_does_while_redis_does_not_answer(
     assert relay.lead() is None
 
 
+def test_what_redis_gave_in_a_reply_that_was_lost_is_taken_again(
+    journal: RedisJournal, relay_of: Start, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of("index-1")
+    relay.lead()
+    relay.resume({})
+    journal.append(progress(1))
+    relay.settle(relay.poll(10))
+    for number in (2, 3):
+        journal.append(progress(number))
+    real = relay._client.call
+
+    def lose_reply(commands: Any) -> Any:
+        real(commands)
+        raise TimeoutError("the reply was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relay._client, "call", lose_reply)
+        assert relay.poll(10).events == []
+    journal.append(progress(4))
+    clock.now += 2
+    assert ids(relay.poll(10)) == ["job-2", "job-3", "job-4"]
+
+
 def test_a_lease_that_was_taken_without_hearing_of_it_is_held_and_nothing_is_taken_to_be_known(
     relay_of: Start, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
