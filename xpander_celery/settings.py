@@ -91,7 +91,9 @@ class Settings(BaseSettings):
     backend: str | None = Field(
         None, description="Import path of an own backend object or factory with `areport_external_task`."
     )
-    rate_limit_per_minute: int | None = Field(None, ge=1, description="Most reports a minute, for the whole relay.")
+    rate_limit_per_minute: int | None = Field(
+        None, ge=1, description="Most reports a minute, of a relay, or of all that share a Redis."
+    )
     concurrency: int = Field(8, ge=1, le=256, description="Reports sent at once.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     read_timeout_s: float = Field(15.0, gt=0, description="Longest wait for an answer.")
