@@ -85,8 +85,10 @@ def perform(task: Task, script: list[list[list[Any]]]) -> Any:
                 result = object() if values[0] == "an object" else values[0]
             else:
                 VERBS[verb](task, ledger, *values)
-    finally:
+    except Exception:  # nothing else is its own doing: it is stopped
         ledger.note("ended")
+        raise
+    ledger.note("ended")
     return result
 
 
