@@ -6,51 +6,54 @@ not import this module: it gets plain values by environment (see `relay/config.p
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from xpander_celery.errors import ConfigurationError, JournalError
 from xpander_celery.redis_address import Address, is_url
 
+_OF_THE_PLATFORM = ("api_key", "organization_id", "base_url", "agent_id")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 
 
 Names = Annotated[tuple[str, ...], NoDecode]  # in a variable: a comma-separated list
 
 
-def _platform_variable(name: str) -> AliasChoices:
-    """A variable that the platform's own client reads too, so without our prefix."""
-    return AliasChoices(name, f"XPANDER_{name.upper()}")
+class _PlatformVariables(PydanticBaseSettingsSource):
+    """The variables that the platform's own client reads too, so without our prefix.
+
+    No aliases of the fields: pydantic-settings would read the fields' bare names from the environment as well, and
+    `API_KEY` or `BASE_URL` there are somebody else's.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(variable_of(field_name)), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        said = {name: os.environ.get(variable_of(name)) for name in _OF_THE_PLATFORM}
+        return {name: value for name, value in said.items() if value}
 
 
 class Settings(BaseSettings):
     """Everything that can be set. Durations end in `_s` (seconds), sizes in `_bytes`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="XPANDER_CELERY_", frozen=True, extra="forbid", env_ignore_empty=True, populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="XPANDER_CELERY_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     disabled: bool = Field(False, description="Switches everything off: no span, no file, no process.")
 
-    api_key: SecretStr | None = Field(
-        None, validation_alias=_platform_variable("api_key"), description="The platform's API key; without it, off."
-    )
-    organization_id: str | None = Field(
-        None, validation_alias=_platform_variable("organization_id"), description="The organization at the platform."
-    )
+    api_key: SecretStr | None = Field(None, description="The platform's API key; without it, off.")
+    organization_id: str | None = Field(None, description="The organization at the platform.")
     base_url: str | None = Field(
-        None,
-        validation_alias=_platform_variable("base_url"),
-        description="Where the platform is. Default: `https://inbound.xpander.ai` (staging with `IS_STG=true`).",
+        None, description="Where the platform is. Default: `https://inbound.xpander.ai` (staging with `IS_STG=true`)."
     )
-    agent_id: str | None = Field(
-        None, validation_alias=_platform_variable("agent_id"), description="The agent of tasks that name none."
-    )
+    agent_id: str | None = Field(None, description="The agent of tasks that name none.")
     agents: dict[str, str] = Field({}, description="Agent by task name pattern; the first pattern that fits wins.")
 
     tasks: Names = Field(("*",), description="Patterns of the task names that are reported.")
@@ -144,7 +147,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
+        return init_settings, _PlatformVariables(settings_cls), env_settings
 
     @classmethod
     def load(cls, conf: Mapping[str, Any] | None = None, **keywords: Any) -> Settings:
@@ -174,10 +177,9 @@ def _explained(error: ValidationError | SettingsError, written: Mapping[str, str
         name = variable_of(named.group(1)) if named else "the environment"
         return ConfigurationError(name, "is not valid JSON", 'Write it as {"pattern": "agent id"}.')
     problem: ErrorDetails = error.errors(include_url=False)[0]
-    location = str(problem["loc"][0]) if problem["loc"] else "settings"
-    field = _field_of(location)
+    field = str(problem["loc"][0]) if problem["loc"] else "settings"
     if problem["type"] == "extra_forbidden":
-        return ConfigurationError(written.get(field, location), "is no setting", f"Known: {', '.join(_names())}.")
+        return ConfigurationError(written.get(field, field), "is no setting", f"Known: {', '.join(_names())}.")
     name = written.get(field) or variable_of(field)
     remedy = str(Settings.model_fields[field].description)
     return ConfigurationError(name, problem["msg"].removeprefix("Value error, "), remedy)
@@ -185,13 +187,7 @@ def _explained(error: ValidationError | SettingsError, written: Mapping[str, str
 
 def variable_of(field: str) -> str:
     """The environment variable of a setting."""
-    alias = Settings.model_fields[field].validation_alias
-    return str(alias.choices[1]) if isinstance(alias, AliasChoices) else f"XPANDER_CELERY_{field.upper()}"
-
-
-def _field_of(location: str) -> str:
-    """The field that an error location means: pydantic names a variable's alias where one was used."""
-    return location.removeprefix("XPANDER_").lower() if location.startswith("XPANDER_") else location
+    return f"XPANDER_{field.upper()}" if field in _OF_THE_PLATFORM else f"XPANDER_CELERY_{field.upper()}"
 
 
 def _names() -> list[str]:

@@ -39,6 +39,26 @@ def test_lists_in_variables_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
     assert settings.agents == {"billing.*": "agent-2"}
 
 
+def test_variables_without_our_prefix_are_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.setenv(field.upper(), "theirs")
+        monkeypatch.setenv(field, "theirs")
+    assert Settings.load().model_dump() == Settings.model_construct().model_dump()
+
+
+def test_a_keyword_beats_each_variable_of_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in ("api_key", "organization_id", "base_url", "agent_id"):
+        monkeypatch.setenv(variable_of(field), "from-environment")
+        monkeypatch.setenv(f"XPANDER_CELERY_{field.upper()}", "weaker")
+    key = Settings.load().api_key
+    assert key is not None
+    assert key.get_secret_value() == "from-environment"
+    settings = Settings.load(api_key="given", organization_id="given", base_url="given", agent_id="given")
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "given"
+    assert (settings.organization_id, settings.base_url, settings.agent_id) == ("given", "given", "given")
+
+
 def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XPANDER_API_KEY", "")
     monkeypatch.setenv("XPANDER_BASE_URL", " ")
