@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -61,4 +62,6 @@ def _of_ours(source: Any, namespace: str | None) -> Iterator[tuple[str, Any]]:
             key = _OURS + name[len(prefix) :].lower()
         else:
             continue
-        yield key, source[name] if isinstance(source, Mapping) else getattr(source, name)
+        value = source[name] if isinstance(source, Mapping) else getattr(source, name)
+        if not isinstance(value, ModuleType):  # `import xpander_celery` in a configuration module
+            yield key, value

@@ -57,6 +57,15 @@ def test_keys_in_a_module_that_is_named(app: Celery, module: ModuleType) -> None
     assert configured(app)["xpander_agent_id"] == "set later"
 
 
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_what_a_configuration_module_imports_is_no_setting(app: Celery, module: ModuleType, is_loaded: bool) -> None:
+    module.__dict__["xpander_celery"] = xc
+    app.config_from_object(module.__name__)
+    if is_loaded:
+        assert app.conf.broker_url == "memory://"
+    assert configured(app) == {"xpander_agent_id": "from module"}
+
+
 def test_keys_that_are_set_after_loading_win(app: Celery, module: ModuleType) -> None:
     app.config_from_object(module.__name__)
     assert app.conf.broker_url
