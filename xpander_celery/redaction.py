@@ -8,6 +8,7 @@ shape costs linear time.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -77,15 +78,26 @@ _FREE_STANDING = re.compile(
 )
 
 
+def spellings(names: Iterable[str]) -> frozenset[str]:
+    """Each of `names` as code, variables and headers write it (`shoeSize`, `shoe_size`, `Shoe-Size`), in lower case."""
+    found: set[str] = set()
+    for name in names:
+        found.add(name.lower())
+        if name.isascii():  # of another script, words are not told apart
+            words = [word.lower() for word in _WORD.findall(name)]
+            found.update(joint.join(words) for joint in ("_", "-", ""))
+    return frozenset(found - {""})
+
+
 @lru_cache(maxsize=4096)
 def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
-    """Whether values under this key are masked. `more` holds further names, in lower case."""
+    """Whether values under this key are masked. `more` holds further names, in all their `spellings`."""
     name = name[-128:]
     words = [word.lower() for word in _WORD.findall(name)]
-    if not words:
-        return False
     if name.lower() in more or "_".join(words) in more:
         return True
+    if not words:
+        return False
     if words[-1] in _HARMLESS_ENDINGS and not _SECRET_PAIRS.intersection(pairwise(words)):
         return any(part in words for part in ("password", "secret"))
     if _SECRET_WORDS.intersection(words) or _SECRET_PAIRS.intersection(pairwise(words)):

@@ -37,6 +37,7 @@ from xpander_celery.recording.blocks import JobBlock
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
 from xpander_celery.recording.spans import Tracing
 from xpander_celery.redis_address import Address, is_url
+from xpander_celery.redaction import spellings
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.rendering import Renderer
 from xpander_celery.session import Session
@@ -502,7 +503,7 @@ def _recorder_of(settings: Settings, emit: Callable[[dict[str, Any]], object]) -
         max_result_bytes=settings.max_result_bytes,
         max_traceback_bytes=settings.max_traceback_bytes,
         max_llm_response_bytes=settings.max_llm_response_bytes,
-        redact_keys=frozenset(settings.redact_keys),
+        redact_keys=spellings(settings.redact_keys),
     )
     return Recorder(emit=emit, renderer=renderer, sends_traceback=settings.capture_traceback)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpander_celery.redaction import MASK, looks_secret, redact_text
+from xpander_celery.redaction import MASK, looks_secret, redact_text, spellings
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,21 @@ def test_hostile_text_of_64_kib_takes_no_noticeable_time(piece: str) -> None:
 @given(st.text(), st.sampled_from(["password", "api_key", "Authorization"]), st.text(alphabet="abcXYZ019", min_size=1))
 def test_the_value_of_a_secret_assignment_never_shows(before: str, name: str, value: str) -> None:
     assert f"<{value}>" not in redact_text(f'{before} "{name}": "<{value}>"')
+
+
+@pytest.mark.parametrize("written", ["shoeSize", "shoe_size", "SHOE_SIZE", "Shoe-Size", "shoe-size"])
+def test_a_name_of_the_users_is_one_name_however_it_is_written(written: str) -> None:
+    more = spellings([written])
+    for name in ("shoeSize", "shoe_size", "SHOE_SIZE", "Shoe-Size", "shoesize"):
+        assert looks_secret(name, more)
+        assert redact_text(f"{name}=44, color=red", more) == f"{name}={MASK}, color=red"
+    assert not looks_secret("shoe", more)
+
+
+def test_names_of_the_users_may_be_of_any_script() -> None:
+    more = spellings(["住所", "Größe", "—", ""])
+    assert looks_secret("住所", more)
+    assert looks_secret("größe", more)
+    assert redact_text("住所: 東京", more) == f"住所: {MASK}"
+    assert not looks_secret("gr_e", more)
+    assert not looks_secret("", more)

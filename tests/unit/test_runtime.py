@@ -82,6 +82,17 @@ def test_the_current_app_is_taken_as_the_app_behind_it(app: Celery) -> None:
         assert len(reports) == 1
 
 
+def test_key_names_to_redact_are_meant_however_they_are_written(app: Celery) -> None:
+    xc.instrument(app, agent_id="a", redact_keys=["customerEmail", "Loyalty-No"])
+
+    @app.task
+    def greet(customer_email: str, options: dict[str, str]) -> None: ...
+
+    with capture_reports() as reports:
+        greet.apply(("ann@example.com", {"loyaltyNo": "4711", "color": "red"}))
+        assert reports[0].input == '{"customer_email":"[redacted]","options":{"loyaltyNo":"[redacted]","color":"red"}}'
+
+
 def test_instrument_neither_finalizes_the_app_nor_touches_the_disk(tmp_path: Path) -> None:
     code = """
 import os, sys, threading
