@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from celery.utils.saferepr import saferepr
 
 from xpander_celery import messages
+from xpander_celery.redaction import looks_secret, mask_shown, spellings
 from xpander_celery.settings import Settings
 from xpander_celery.task import TaskOptions, options_of, warn_if_async
 
@@ -39,6 +40,7 @@ class TaskPlan:
     options: TaskOptions = field(default_factory=TaskOptions)
     facts: dict[str, Any] = field(default_factory=dict)  # the same for every job
     positional: tuple[str, ...] = ()
+    secrets: tuple[int, ...] = ()  # the places in `positional` whose names look secret
     span_name: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)  # of the span, the same for every job
     captures_input: bool = True
@@ -68,8 +70,8 @@ class TaskPlan:
             return None
         if message.get("argsrepr") or message.get("kwargsrepr"):
             said = _authors_words(message, args, kwargs)
-            if said is not None:
-                return said
+            if said is not None:  # or a serializer changed a value, and the words are Celery's after all
+                return mask_shown(said, [args[place] for place in self.secrets if place < len(args)])
         return self.bound(args, kwargs)
 
     def span_attributes(self, message: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,13 +155,16 @@ class Plans:
             if self._visibility_timeout_s is not None:
                 facts["visibility_timeout_s"] = self._visibility_timeout_s
         settings = self._settings
+        positional = _positional(task.run)
+        more = spellings(settings.redact_keys)
         return TaskPlan(
             name,
             is_reported=True,
             agent_id=agent_id,
             options=options,
             facts=facts,
-            positional=_positional(task.run),
+            positional=positional,
+            secrets=tuple(place for place, each in enumerate(positional) if looks_secret(each, more)),
             span_name=f"run {name}",
             attributes={
                 "messaging.system": "celery",

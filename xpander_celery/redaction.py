@@ -8,9 +8,10 @@ shape costs linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 MASK = "[redacted]"
 
@@ -117,6 +118,26 @@ def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
     if _could_hold_a_key(text):
         text = _FREE_STANDING.sub(_mask_free_standing, text)
     return text
+
+
+def mask_shown(text: str, secret: Any) -> str:
+    """`text`, made from values of which `secret` was one, with every piece of that masked, also where it was
+    abbreviated (`hunt...`). For text that says no names; raises what the value's own `repr` raises.
+    """
+    pieces = {written for leaf in _leaves(secret) for written in (leaf, leaf.replace("'", "\\'"), repr(leaf)[1:-1])}
+    if "..." in text:
+        beginnings = {f"{piece[:length]}..." for piece in pieces for length in range(1, min(len(piece), len(text)))}
+        pieces |= beginnings
+    shown = sorted((piece for piece in pieces if piece and piece in text), key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, shown)), MASK, text) if shown else text
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(item)
+    elif value is not None and type(value) is not bool:
+        yield value if isinstance(value, str) else repr(value)
 
 
 def _could_hold_a_key(text: str) -> bool:

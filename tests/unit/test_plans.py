@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import uuid
 from decimal import Decimal
@@ -94,6 +95,19 @@ def test_what_the_author_wrote_for_the_arguments_is_respected(
     plan = plan_of(app, charge)
     message = {"argsrepr": argsrepr, "kwargsrepr": kwargsrepr}
     assert plan.input_of(message, ["4242424242424242"], {"pin": "1234"}) == said
+
+
+@pytest.mark.parametrize("changed", [{1: "a"}, datetime.datetime(2026, 1, 31, tzinfo=datetime.UTC)])
+def test_celerys_text_of_what_a_serializer_changed_tells_no_secret(app: Celery, changed: Any) -> None:
+    def sign_in(user: str, password: str, answer: dict[str, str], when: Any) -> None: ...
+
+    plan = plan_of(app, sign_in, settings={"redact_keys": ["answer"]})
+    args = ("ann", "hunter2", {"pet": "Rex"}, changed)
+    message = {"argsrepr": saferepr(args, 1024), "kwargsrepr": "{}"}
+    arrived = json.loads(json.dumps(args, default=str))
+    assert plan.input_of(message, arrived, {}) == (
+        f"('ann', '[redacted]', {{'pet': '[redacted]'}}, {saferepr(changed)})"
+    )
 
 
 def test_input_can_be_switched_off_and_computed(app: Celery) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpander_celery.redaction import MASK, looks_secret, redact_text, spellings
+from xpander_celery.redaction import MASK, looks_secret, mask_shown, redact_text, spellings
 
 
 @pytest.mark.parametrize(
@@ -150,3 +150,22 @@ def test_names_of_the_users_may_be_of_any_script() -> None:
     assert redact_text("住所: 東京", more) == f"住所: {MASK}"
     assert not looks_secret("gr_e", more)
     assert not looks_secret("", more)
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "masked"),
+    [
+        ("hunter2", "('ann', 'hunter2', {1: 'a'})", f"('ann', '{MASK}', {{1: 'a'}})"),
+        ("it's", r"('it\'s', 1)", f"('{MASK}', 1)"),
+        ("a\\b", "('a\\b', 1)", f"('{MASK}', 1)"),
+        ("tab\t", r"('tab\t', 1)", f"('{MASK}', 1)"),
+        (1234, "(1234, 5)", f"({MASK}, 5)"),
+        ({"user": "ann", "codes": ["c1", "red"]}, "({'user': 'ann', ('c1', 'red')})", None),
+        ("hunter2" * 900, f"('ann', '{('hunter2' * 100)[:650]}...', ...)", f"('ann', '{MASK}', ...)"),
+        ("hunter2", "('ann', ...)", "('ann', ...)"),
+        ([None, True, "", ()], "(None, True, '')", "(None, True, '')"),
+    ],
+)
+def test_a_value_is_masked_wherever_text_shows_it(secret: object, text: str, masked: str | None) -> None:
+    expected = masked or f"({{'user': '{MASK}', ('{MASK}', '{MASK}')}})"
+    assert mask_shown(text, secret) == expected
