@@ -354,6 +354,7 @@ class Runtime:
         self._running.clear()
         self._hooks.forget()
         self._worker.forget()
+        self._drain.cancel()
 
     def _built_or_off(self, settings: Settings, app: Any) -> Reporting | None:
         try:

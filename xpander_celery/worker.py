@@ -218,9 +218,10 @@ class DrainAtExit:
         if self._prepared_in is None:
             self._prepared_in = os.getpid()
             atexit.register(self._drain)
+            _finally_in_multiprocessing(self._drain)
 
     def cancel(self) -> None:
-        """Do not, after all."""
+        """Do not, after all; or not yet, in a forked child."""
         self._prepared_in = None
         atexit.unregister(self._drain)
 
@@ -228,8 +229,20 @@ class DrainAtExit:
     def _drain(self) -> None:
         reporting = self._switch.turned_on()
         if reporting is not None and self._prepared_in == os.getpid():
+            self._prepared_in = None
             reporting.flush(_STOP_FLUSH_S)
             reporting.journal.close()
+
+
+def _finally_in_multiprocessing(drain: Callable[[], object]) -> None:
+    """Call `drain` at the end of a process that multiprocessing forked: Python 3.11 runs no atexit there
+    (multiprocessing/popen_fork.py, `Popen._launch`).
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, drain, exitpriority=0)
 
 
 def _step_of(life: WorkerLife) -> type:

@@ -28,14 +28,16 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def run(code: str, sandbox: Sandbox, directory: Path) -> subprocess.CompletedProcess[str]:
+def run(code: str, sandbox: Sandbox, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = directory / "program.py"  # a file, for processes that are spawned load it anew
+    program.write_text(code)
     environ = clean_environ(
         XPANDER_API_KEY=sandbox.api_key,
         XPANDER_BASE_URL=sandbox.url,
         XPANDER_AGENT_ID="agent-of-programs",
         XPANDER_CELERY_JOURNAL=str(directory / "journal"),
     )
-    command = [sys.executable, "-W", "error", "-c", code]
+    command = [sys.executable, "-W", "error", str(program), *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
 
 
@@ -62,6 +64,40 @@ def test_a_program_that_fails_is_delivered_as_failed(sandbox: Sandbox, tmp_path:
     record = sandbox.record("digest-3")
     assert record is not None
     assert record["status"] in ("error", "failed")
+
+
+def test_a_program_that_was_forked_delivers_when_it_ends(sandbox: Sandbox, tmp_path: Path) -> None:
+    code = """
+import os
+import xpander_celery as xc
+with xc.job("before", id="fork-1"): pass
+child = os.fork()
+if child == 0:
+    with xc.job("after", id="fork-2"): pass
+else:
+    assert os.waitpid(child, 0)[1] == 0
+    os._exit(0)  # this one delivers nothing
+"""
+    run(code, sandbox, tmp_path)
+    assert (sandbox.posts_by_id()["fork-1"], sandbox.posts_by_id()["fork-2"]) == (1, 1)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_of_multiprocessing_delivers_when_it_ends(sandbox: Sandbox, tmp_path: Path, method: str) -> None:
+    code = """
+import multiprocessing, sys
+import xpander_celery as xc
+def digest(id):
+    with xc.job("digest", id=id): pass
+if __name__ == "__main__":
+    method = sys.argv[1]
+    process = multiprocessing.get_context(method).Process(target=digest, args=(f"process-{method}",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+"""
+    run(code, sandbox, tmp_path, method)
+    assert sandbox.posts_by_id()[f"process-{method}"] == 1
 
 
 def test_eager_jobs_alone_start_no_process(sandbox: Sandbox, tmp_path: Path) -> None:
