@@ -58,6 +58,8 @@ _TRIGGERS = (
 # `key = value`, `"key": "value"`, also inside JSON that is itself quoted
 _GAP = r"""\\{0,4}["']?\s{0,4}(?:=>|[:=])\s{0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
 _ASSIGNMENT = re.compile(rf"(?:{'|'.join(_TRIGGERS)})[\w-]{{0,32}}+(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)
+# `--key value` of a command line, also as a list: `['--key', 'value']`
+_OPTION = re.compile(r"""--[A-Za-z][\w-]{0,63}+(?P<gap>\\{0,4}["']?(?:,\ ?|\ ){1,4}+)(?!\\{0,4}["']?-)""", re.VERBOSE)
 _VALUE = re.compile(
     r"""(?P<open>\\{1,4}["'])(?:[^"'\\]|\\(?!["'\\]))*+(?P<close>\\{1,4}["'])?
       |(?P<quoted>"{3}(?:(?!"{3})[\s\S])*+(?:"{3})?|'{3}(?:(?!'{3})[\s\S])*+(?:'{3})?
@@ -115,6 +117,8 @@ def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
         for name in more:
             if name in lowered:
                 text = _mask_values(_assignment_of(name), text, more)
+    if "--" in text:
+        text = _mask_values(_OPTION, text, more)
     if _could_hold_a_key(text):
         text = _FREE_STANDING.sub(_mask_free_standing, text)
     return text

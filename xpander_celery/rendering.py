@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import math
+import re
 from array import array
 from collections import deque
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Set, ValuesView
@@ -29,6 +30,7 @@ _SEQUENCES = (list, tuple, Set, deque, KeysView, ValuesView, ItemsView, range, a
 _DEEPEST = 32
 _NO_CAP = 1 << 62
 _CUT = "… [cut, {} in all]"
+_OPTION = re.compile(r"--[\w-]+")  # of a command line: its value is the next item
 _COUNTED = 1 << 20  # characters: of a longer text, the bytes are not counted
 _SLACK = 256  # read beyond a cap, so that a secret at the cut is still recognized
 
@@ -216,12 +218,15 @@ class _Walk:
         copied: list[Any] = []
         if isinstance(value, (list, tuple)) and len(value) == 2 and self._names_a_secret(value[0]):
             return [value[0], MASK]  # a pair, as in a list of headers
+        is_secret = False
         for item in value:
             if self._room < 0:
                 copied.append(f"[cut, {len(value)} items in all]")  # type: ignore[arg-type]
                 break
             self._room -= 1
-            copied.append(self.copy(item, depth))
+            is_option = type(item) is str and item.startswith("--")
+            copied.append(MASK if is_secret and not is_option else self.copy(item, depth))
+            is_secret = is_option and _OPTION.fullmatch(item) is not None and self._names_a_secret(item)
         return copied
 
     def _text(self, text: str) -> str:

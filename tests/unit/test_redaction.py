@@ -169,3 +169,20 @@ def test_names_of_the_users_may_be_of_any_script() -> None:
 def test_a_value_is_masked_wherever_text_shows_it(secret: object, text: str, masked: str | None) -> None:
     expected = masked or f"({{'user': '{MASK}', ('{MASK}', '{MASK}')}})"
     assert mask_shown(text, secret) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("mysqldump --password hunter2 shop", f"mysqldump --password {MASK} shop"),
+        ("['curl', '--api-key', 'hunter2', '-v']", f"['curl', '--api-key', '{MASK}', '-v']"),
+        ('["--auth-token","hunter2"]', f'["--auth-token","{MASK}"]'),
+        (r"{\"command\": [\"--secret\", \"hunter2\"]}", rf"{{\"command\": [\"--secret\", \"{MASK}\"]}}"),
+        ("--password --user ann", "--password --user ann"),
+        ("['--password', '--user', 'ann']", "['--password', '--user', 'ann']"),
+        ("--user ann --max-tokens 5 --token-count 6", "--user ann --max-tokens 5 --token-count 6"),
+        ("--password", "--password"),
+    ],
+)
+def test_the_value_of_a_command_line_option_is_masked(text: str, masked: str) -> None:
+    assert redact_text(text) == masked

@@ -110,6 +110,11 @@ def test_input_is_the_bound_arguments(arguments: dict[str, Any], text: str) -> N
         ([["X-Api-Key", "hunter2"], ["Accept", "text"]], '[["X-Api-Key","[redacted]"],["Accept","text"]]'),
         ([{"name": "password", "value": "hunter2"}], '[{"name":"password","value":"[redacted]"}]'),
         ({"password": True}, '{"password":true}'),
+        (["psql", "--password", "hunter2", "--user", "ann"], '["psql","--password","[redacted]","--user","ann"]'),
+        (
+            ["--api-key", "--verbose", "--password=hunter2", "shop"],
+            '["--api-key","--verbose","--password=[redacted]","shop"]',
+        ),
         (Hostile(), "<Hostile that could not be rendered: RuntimeError>"),
     ],
 )
