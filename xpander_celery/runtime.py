@@ -39,6 +39,7 @@ from xpander_celery.recording.spans import Tracing
 from xpander_celery.redis_address import Address, is_url
 from xpander_celery.redaction import spellings
 from xpander_celery.relay.config import RelayConfig
+from xpander_celery.relay.launch import Launcher
 from xpander_celery.rendering import Renderer
 from xpander_celery.session import Session
 from xpander_celery.settings import Settings
@@ -100,8 +101,11 @@ def job(name: str, *, agent_id: str | None = None, id: str | None = None, input:
 
 
 def flush(timeout_s: float = 5.0) -> bool:
-    """Deliver what this machine's jobs have written until now; False if that took longer, and then nothing is lost."""
-    return _runtime is None or _runtime.flush(timeout_s)
+    """Deliver what this machine's jobs have written until now; False if that took longer, and then nothing is lost.
+
+    Needs no `instrument()`. Where reporting is off, there is nothing to deliver.
+    """
+    return _runtime.flush(timeout_s) if _runtime is not None else _flushed(None, timeout_s)
 
 
 @contextmanager
@@ -344,9 +348,11 @@ class Runtime:
         return _block_recording(session, name, job_id, agent_id, given)
 
     def flush(self, timeout_s: float) -> bool:
-        """Whether all that is written was delivered in time."""
+        """Whether all that is written was delivered in time, also by others where this process recorded nothing."""
         reporting = self._reporting
-        return reporting is None or reporting.flush(timeout_s)
+        if reporting is not None:
+            return reporting.flush(timeout_s)
+        return self._given_journal is not None or _flushed(next(iter(self._apps), None), timeout_s)
 
     def forked(self) -> None:
         """In a forked child: what the worker's main process does is not its business."""
@@ -436,6 +442,21 @@ def _forked() -> None:
 
 tasks.on_mark(_install_for_marked_task)
 os.register_at_fork(after_in_child=_forked)
+
+
+def _flushed(app: Any, timeout_s: float) -> bool:
+    """Whether what others wrote to our journal was delivered in time, for a process that has not written to it."""
+    try:
+        settings = settings_of(app)
+        if settings.disabled or (settings.api_key is None and settings.backend is None):
+            return True
+        relay = relay_config(settings)
+    except XpanderCeleryError as error:
+        _say(logging.ERROR, "reporting_off", "Reporting to xpander.ai is off: %s", error)
+        return False
+    if not relay.directory.exists():
+        return True
+    return Launcher(relay).flush(timeout_s, foreground=settings.relay == "auto")
 
 
 def _say(level: int, event: str, message: str, *values: object) -> None:

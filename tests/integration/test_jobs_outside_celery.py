@@ -56,6 +56,22 @@ def test_flush_delivers_at_once(sandbox: Sandbox, tmp_path: Path) -> None:
     assert sandbox.record("digest-2") is not None
 
 
+@pytest.mark.parametrize("program", ["", "from celery import Celery; app = Celery('shop'); xc.instrument(app); "])
+def test_flush_delivers_what_others_on_this_machine_left(sandbox: Sandbox, tmp_path: Path, program: str) -> None:
+    job_id = f"left-{len(program)}"
+    run(DIGEST.replace("digest-1", job_id) + "import os; os._exit(0)", sandbox, tmp_path)
+    assert sandbox.record(job_id) is None
+    done = run(f"import xpander_celery as xc; {program}print(xc.flush(30))", sandbox, tmp_path)
+    assert done.stdout == "True\n"
+    assert sandbox.posts_by_id()[job_id] == 1
+
+
+def test_flush_leaves_no_trace_where_nothing_was_recorded(sandbox: Sandbox, tmp_path: Path) -> None:
+    done = run("import xpander_celery as xc; print(xc.flush(10))", sandbox, tmp_path)
+    assert done.stdout == "True\n"
+    assert not (tmp_path / "journal").exists()
+
+
 def test_a_program_that_fails_is_delivered_as_failed(sandbox: Sandbox, tmp_path: Path) -> None:
     code = DIGEST.replace("digest-1", "digest-3") + "    raise ValueError('no luck')"
     with pytest.raises(subprocess.CalledProcessError) as failure:

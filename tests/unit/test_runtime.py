@@ -51,6 +51,14 @@ def test_what_is_no_app_is_refused() -> None:
         xc.instrument("app")  # type: ignore[arg-type]
 
 
+def test_flush_raises_for_no_malformed_variable(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XPANDER_CELERY_CONCURRENCY", "many")
+    assert not xc.flush(0.1)
+    assert "XPANDER_CELERY_CONCURRENCY" in said(caplog, "reporting_off")[0]
+
+
 def test_a_malformed_variable_raises_and_names_itself(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XPANDER_CELERY_CONCURRENCY", "many")
     with pytest.raises(ConfigurationError, match="XPANDER_CELERY_CONCURRENCY"):
