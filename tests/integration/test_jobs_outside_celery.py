@@ -28,7 +28,9 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def run(code: str, sandbox: Sandbox, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, sandbox: Sandbox, directory: Path, *arguments: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     program = directory / "program.py"  # a file, for processes that are spawned load it anew
     program.write_text(code)
     environ = clean_environ(
@@ -37,7 +39,7 @@ def run(code: str, sandbox: Sandbox, directory: Path, *arguments: str) -> subpro
         XPANDER_AGENT_ID="agent-of-programs",
         XPANDER_CELERY_JOURNAL=str(directory / "journal"),
     )
-    command = [sys.executable, "-W", "error", str(program), *arguments]
+    command = [python, "-W", "error", str(program), *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
 
 
@@ -54,6 +56,15 @@ def test_flush_delivers_at_once(sandbox: Sandbox, tmp_path: Path) -> None:
     done = run(DIGEST.replace("digest-1", "digest-2") + "print(xc.flush(10))", sandbox, tmp_path)
     assert done.stdout == "True\n"
     assert sandbox.record("digest-2") is not None
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="this interpreter finds the package by itself")
+def test_the_relay_is_found_where_the_program_found_the_package(sandbox: Sandbox, tmp_path: Path) -> None:
+    outside = sys._base_executable  # type: ignore[attr-defined]  # the interpreter behind this virtual environment
+    vendored = f"import sys; sys.path[:0] = {[entry for entry in sys.path if entry]!r}"
+    done = run(vendored + DIGEST.replace("digest-1", "vendored-1"), sandbox, tmp_path, python=outside)
+    assert done.stderr == ""
+    assert sandbox.posts_by_id()["vendored-1"] == 1
 
 
 @pytest.mark.parametrize("program", ["", "from celery import Celery; app = Celery('shop'); xc.instrument(app); "])

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import site
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.journals import ask
@@ -116,6 +118,8 @@ class Launcher:
 
     def _execute(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Everything it says goes to its log: a pipe of the worker's would keep whoever reads that waiting."""
+        if getattr(sys, "frozen", False):  # its executable is the user's program: it would start itself, again and again
+            raise OSError("a frozen program has no interpreter; set relay='external' and run `xpander-celery relay`")
         self._config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(self._config.directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -126,7 +130,7 @@ class Launcher:
                 stderr=log,
                 close_fds=True,
                 start_new_session=True,
-                env=dict(os.environ) | self._config.to_environ(),
+                env=dict(os.environ) | _import_path() | self._config.to_environ(),
             )
         finally:
             os.close(log)
@@ -170,6 +174,18 @@ class Launcher:
         return is_outdated(
             config.directory, fingerprint=config.fingerprint, loaded_at=config.loaded_at, now=self._now()
         )
+
+
+def _import_path() -> dict[str, str]:
+    """The variable that lets a fresh interpreter find this package where a program looks for it in places of its own (a
+    vendored directory, a PEX). The working directory stays out, as by `-P`, unless the package lies there.
+    """
+    home = str(Path(__file__).parents[2])
+    if home in (*site.getsitepackages(), site.getusersitepackages()):
+        return {}
+    here = os.path.realpath("")
+    entries = [entry for entry in sys.path if entry == home or (entry and os.path.realpath(entry) != here)]
+    return {"PYTHONPATH": os.pathsep.join(entries)}
 
 
 def _leave_running(child: subprocess.Popen[bytes]) -> None:

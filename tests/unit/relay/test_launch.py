@@ -343,3 +343,14 @@ def test_launching_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_frozen_program_does_not_start_itself_as_the_relay(
+    directory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    subject = launcher(directory, clock)
+    subject.tick()
+    assert not subject.flush(0.1)
+    assert started(directory) == []
+    assert "run `xpander-celery relay`" in caplog.text
