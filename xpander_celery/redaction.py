@@ -50,6 +50,7 @@ _HARMLESS_ENDINGS = frozenset(
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
+_ABBREVIATED = 1024  # characters that Celery shows at most (celery/app/amqp.py, `argsrepr_maxsize`)
 _TRIGGERS = (
     "pass", "pin", "pwd", "secret", "token", "key", "auth", "bearer", "cookie", "cred", "session", "csrf",
     "xsrf", "jwt", "dsn", "otp", "mfa", "ssn", "cvv", "cvc", "connection", "card",
@@ -129,11 +130,18 @@ def mask_shown(text: str, secret: Any) -> str:
     abbreviated (`hunt...`). For text that says no names; raises what the value's own `repr` raises.
     """
     pieces = {written for leaf in _leaves(secret) for written in (leaf, leaf.replace("'", "\\'"), repr(leaf)[1:-1])}
-    if "..." in text:
-        beginnings = {f"{piece[:length]}..." for piece in pieces for length in range(1, min(len(piece), len(text)))}
-        pieces |= beginnings
+    *cut, _ = text.split("...")
+    pieces |= {beginning for chunk in cut for piece in pieces if (beginning := _end_that_begins(piece, chunk))}
     shown = sorted((piece for piece in pieces if piece and piece in text), key=len, reverse=True)
     return re.sub("|".join(map(re.escape, shown)), MASK, text) if shown else text
+
+
+def _end_that_begins(piece: str, chunk: str) -> str | None:
+    """The longest end of `chunk` that `piece` begins with, as it stands abbreviated."""
+    for length in range(min(len(piece), len(chunk), _ABBREVIATED), 0, -1):
+        if chunk.endswith(piece[:length]):
+            return f"{piece[:length]}..."
+    return None
 
 
 def _leaves(value: Any) -> Iterator[str]:
