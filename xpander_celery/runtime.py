@@ -344,7 +344,8 @@ class Runtime:
             if not was_off:
                 self.warn_if_without_key()
             return None
-        self._drain.prepare()
+        if not self._worker.ran_above:  # else that worker keeps a relay running, and the job would wait
+            self._drain.prepare()
         return _block_recording(session, name, job_id, agent_id, given)
 
     def flush(self, timeout_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
@@ -418,6 +419,20 @@ def test_while_a_job_runs_the_settings_and_its_journal_stay(
         assert sorted(journal.rglob("*")) == files
     assert kinds(journal) == ["started", "finished"]
     assert len(said(caplog, "settings_kept")) == 1
+
+
+def test_what_a_worker_forked_leaves_delivering_to_its_relay(app: Celery, tmp_path: Path) -> None:
+    xc.instrument(app, api_key="k", agent_id="a", journal=str(tmp_path / "journal"), relay="external")
+    worker_starts(app)
+    child = os.fork()
+    if child == 0:
+        before = atexit._ncallbacks()
+        with xc.job("digest"):
+            pass
+        os._exit(atexit._ncallbacks() - before)
+    assert os.waitpid(child, 0)[1] == 0
+    assert kinds(tmp_path / "journal") == ["started", "finished"]
+    signals.worker_shutdown.send(sender="worker")
 
 
 def test_while_a_worker_runs_the_settings_and_its_journal_stay(
