@@ -95,6 +95,8 @@ def job(name: str, *, agent_id: str | None = None, id: str | None = None, input:
     """
 
     def begin(job_id: str) -> Recording | None:
+        if _runtime is None and _is_disabled_by_environment():
+            return None
         return _installed().begin_block(name, job_id, agent_id, input)
 
     return JobBlock(begin, id)

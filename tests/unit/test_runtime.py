@@ -270,6 +270,14 @@ def test_a_block_within_a_job_is_a_job_of_its_own(app: Celery) -> None:
     assert step.llm_response["celery"]["parent_id"] == outer.id
 
 
+def test_a_block_installs_nothing_while_all_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPANDER_CELERY_DISABLED", "1")
+    before = receivers()
+    with xc.job("digest") as job:
+        assert job.id is None
+    assert receivers() == before
+
+
 def test_without_a_key_a_block_says_so_once_and_runs(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with xc.job("digest") as job:
