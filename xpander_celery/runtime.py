@@ -36,8 +36,8 @@ from xpander_celery.plans import Plans
 from xpander_celery.recording.blocks import JobBlock
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
 from xpander_celery.recording.spans import Tracing
-from xpander_celery.redis_address import Address, is_url
 from xpander_celery.redaction import spellings
+from xpander_celery.redis_address import Address, is_url
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.launch import Launcher
 from xpander_celery.rendering import Renderer
@@ -457,7 +457,7 @@ def _flushed(app: Any, timeout_s: float) -> bool:
     except XpanderCeleryError as error:
         _say(logging.ERROR, "reporting_off", "Reporting to xpander.ai is off: %s", error)
         return False
-    if not relay.directory.exists():
+    if relay.journal is None and not relay.directory.exists():
         return True
     return Launcher(relay).flush(timeout_s, foreground=settings.relay == "auto")
 

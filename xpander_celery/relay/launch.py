@@ -118,7 +118,7 @@ class Launcher:
 
     def _execute(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Everything it says goes to its log: a pipe of the worker's would keep whoever reads that waiting."""
-        if getattr(sys, "frozen", False):  # its executable is the user's program: it would start itself, again and again
+        if getattr(sys, "frozen", False):  # its executable is the user's program, which would start itself
             raise OSError("a frozen program has no interpreter; set relay='external' and run `xpander-celery relay`")
         self._config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(self._config.directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
