@@ -35,7 +35,18 @@ _MAX_SPANS = 500_000
 class JobSpans:
     """What one job's spans said so far. Filled by the collector, from any thread."""
 
-    __slots__ = ("collector", "dropped", "ended", "facts", "forgotten", "notify", "seen", "span_id", "started")
+    __slots__ = (
+        "collector",
+        "dropped",
+        "ended",
+        "facts",
+        "forgotten",
+        "notify",
+        "seen",
+        "span_id",
+        "started",
+        "trace_id",
+    )
 
     def __init__(self, collector: Collector, notify: Callable[[bool], None] | None) -> None:
         self.collector = collector
@@ -45,6 +56,7 @@ class JobSpans:
         self.forgotten = False  # the grace is over, or this is a forked child
         self.facts = PackedSpans()
         self.span_id: int | None = None  # until its own span has started
+        self.trace_id = 0
         self.seen = False  # the processor saw the job's own span start
         self.dropped = 0
 
@@ -76,6 +88,7 @@ class Collector(SpanProcessor):
         self._traces: dict[int, JobSpans | None] = {}  # None: of several jobs, or of one that is over
         self._jobs: dict[int, JobSpans] = {}  # running or in grace
         self._ended: deque[JobSpans] = deque()
+        self._swept_at = 0  # so many open spans make looking for those of forgotten jobs worth it
         self.enabled = True
 
     def open(self, notify: Callable[[bool], None] | None) -> JobSpans:
@@ -90,6 +103,7 @@ class Collector(SpanProcessor):
         job.span_id = context.span_id
         if not context.is_valid:
             return
+        job.trace_id = context.trace_id
         self._own_spans[context.span_id] = job
         self._traces[context.trace_id] = None if context.trace_id in self._traces else job
         if len(self._traces) > _MAX_TRACES:
@@ -99,7 +113,6 @@ class Collector(SpanProcessor):
         """The job has ended; its late spans are taken for the grace."""
         job.ended = self.clock()
         self._ended.append(job)
-        self._purge()
 
     def owner_of(self, context: Context | None, parent: SpanContext | None, start: int) -> JobSpans | None:
         """The job of a span that starts at `start` below `parent`; `context` is None where the current one is meant.
@@ -141,6 +154,7 @@ class Collector(SpanProcessor):
         self._traces.clear()
         self._jobs.clear()
         self._ended.clear()
+        self._swept_at = 0
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Remember whose span it is."""
@@ -187,16 +201,30 @@ class Collector(SpanProcessor):
         return not job.forgotten and self.clock() - job.ended <= self._grace_ns
 
     def _purge(self) -> None:
-        """Forget the jobs whose grace is over, with the spans that they never ended."""
-        while self._ended and not self._takes(self._ended[0]):
-            job = self._ended.popleft()
+        """Forget the jobs whose grace is over, with the spans that they never ended.
+
+        Each job does this at its start, so it must not look at all that is kept: only now and then at the open spans.
+        """
+        while self._ended:
+            try:
+                job = self._ended.popleft()
+            except IndexError:  # another thread's job took the last one
+                return
+            if self._takes(job):
+                self._ended.appendleft(job)
+                return
             job.forgotten = True
             job.notify = None
             self._jobs.pop(id(job), None)
             self._own_spans.pop(job.span_id or 0, None)
-            for span_id, owner in list(self._owners.items()):
-                if owner is job:
-                    self._owners.pop(span_id, None)
-            for trace_id, other in list(self._traces.items()):
-                if other is job:
-                    self._traces[trace_id] = None
+            if self._traces.get(job.trace_id) is job:
+                self._traces[job.trace_id] = None
+            if len(self._owners) > self._swept_at:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop the open spans of forgotten jobs; not again before as many more are open as are left."""
+        for span_id, owner in list(self._owners.items()):
+            if owner.forgotten:
+                self._owners.pop(span_id, None)
+        self._swept_at = 2 * len(self._owners)

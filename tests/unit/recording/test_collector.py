@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -34,6 +37,29 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tracing: Tracing) -> Clock:
     return Clock(monkeypatch, tracing)
+
+
+def run_job(tracing: Tracing) -> None:
+    with running_job(tracing):
+        pass
+
+
+def lines_run(run: Callable[[], object]) -> int:
+    """How many lines of Python it takes: what it costs, whatever else the machine does."""
+    count = 0
+
+    def trace_line(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace_line
+
+    before = sys.gettrace()
+    sys.settrace(trace_line)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 class TestThreads:
@@ -218,6 +244,31 @@ class TestLateSpans:
         assert list(collector._jobs.values()) == [job._job]
         assert collector._owners == {}
         assert list(collector._own_spans.values()) == [job._job]
+
+    def test_a_job_costs_the_same_in_a_process_that_has_run_many(self, tracing: Tracing, clock: Clock) -> None:
+        def steps_of_a_job(earlier: int) -> int:
+            open_spans = []
+            for _ in range(earlier):
+                with running_job(tracing):
+                    open_spans.append(start_model_call())
+                clock.ahead_ns += 10**9  # one job a second, so that at each the grace of another is over
+            steps = lines_run(lambda: run_job(tracing))
+            for span in open_spans:
+                span.end()
+            return steps
+
+        few = steps_of_a_job(earlier=10)
+        assert steps_of_a_job(earlier=1000) <= few * 1.2
+
+    def test_spans_of_jobs_that_run_long_are_not_swept(self, tracing: Tracing, clock: Clock) -> None:
+        with running_job(tracing) as long:
+            spans = [start_model_call() for _ in range(20)]
+            for _ in range(10):
+                contextvars.Context().run(run_job, tracing)
+                clock.ahead_ns += 10**9
+            for span in spans:
+                span.end()
+        assert calls_in(long) == 20
 
 
 class TestNotifying:
