@@ -38,7 +38,7 @@ class Providers:
         self._attached: list[Any] = []
         self._samplers: list[Any] = []  # changed so that they record a job's spans
         self._undo: list[Callable[[], None]] = []
-        self._tried_again = False
+        self.tried_again = False  # to attach to a provider behind which the collector saw no job start
         self._searched = False
         self._provider: Any = None
         self._tracer: Tracer = NoOpTracer()
@@ -72,11 +72,11 @@ class Providers:
         works: a no-op provider never will.
         """
         if seen:
-            self._tried_again = False
+            self.tried_again = False
             return False
-        if self._tried_again:
+        if self.tried_again:
             return False
-        self._tried_again = True
+        self.tried_again = True
         with self._lock:
             return self._attach(self._provider, again=True)
 

@@ -16,35 +16,19 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from xpander_celery.recording.attributes import JOB_SCOPE, Kind
-from xpander_celery.recording.collector import FAILURES, JOB_KEY, Collector, JobSpans, active_job
+from xpander_celery.recording.collector import FAILURES, Collector, JobSpans, active_job
 from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.packed import PackedSpans
+from xpander_celery.recording.parents import SPAN_KEY, W3C, context_for, link_to
 from xpander_celery.recording.providers import Providers
 from xpander_celery.recording.usage import Usage
 
 logger = getLogger(__name__)
 
 AttributeValue = str | bool | int | float | Sequence[str]
-_W3C = TraceContextTextMapPropagator()
-
-
-class _TextGetter(Getter[Mapping[str, object]]):
-    """Reads text from message headers and nothing else: a header may hold any value."""
-
-    def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
-        value = carrier.get(key)
-        return [value] if isinstance(value, str) else None
-
-    def keys(self, carrier: Mapping[str, object]) -> list[str]:
-        return list(carrier)
-
-
-_TEXT = _TextGetter()
 
 
 class Tracing:
@@ -87,16 +71,7 @@ class Tracing:
         `on_usage(job_span)` is called when a span with usage, or of a tool, ended while the job runs, on the thread
         that ended it; `on_late_usage` the same after `end()`, within the grace. Both must be quick.
         """
-        return JobSpan(
-            self._collector,
-            self._providers,
-            name,
-            carrier=carrier,
-            attributes=attributes,
-            earlier=earlier,
-            on_usage=on_usage,
-            on_late_usage=on_late_usage,
-        )
+        return JobSpan(self._collector, self._providers, name, carrier, attributes, earlier, on_usage, on_late_usage)
 
     def publish(
         self,
@@ -132,66 +107,69 @@ class Tracing:
 
 
 class JobSpan:
-    """The span of one attempt, and what the spans below it said. Made by `Tracing.start_job`."""
+    """The span of one attempt, and what the spans below it said. Made by `Tracing.start_job`.
+
+    `trace_id` is 32 hexadecimal digits; None without a tracer provider.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_collector",
+        "_context",
+        "_ended",
+        "_job",
+        "_on_late_usage",
+        "_on_usage",
+        "_own_facts",
+        "_previous",
+        "_providers",
+        "_span",
+        "trace_id",
+    )
 
     def __init__(
         self,
         collector: Collector,
         providers: Providers,
         name: str,
-        *,
         carrier: Mapping[str, object] | None,
         attributes: Mapping[str, AttributeValue] | None,
         earlier: str | None,
         on_usage: Callable[[JobSpan], None] | None,
         on_late_usage: Callable[[JobSpan], None] | None,
     ) -> None:
-        def notify(late: bool) -> None:
-            callback = on_late_usage if late else on_usage
-            if callback is not None:
-                callback(self)
-
         self._collector = collector
         self._providers = providers
+        self._on_usage = on_usage
+        self._on_late_usage = on_late_usage
         self._previous: tuple[Context, JobSpans | None] | None = None
         self._own_facts: SpanFacts | None = None
         self._ended = False
         tracer = providers.job_tracer()
-        self._job = collector.open(notify)
-        self._context = otel_context.set_value(JOB_KEY, self._job, _base_context(carrier))
-
-        def start() -> Span:
-            return tracer.start_span(
-                name,
-                context=self._context,
-                kind=SpanKind.INTERNAL if carrier is None else SpanKind.CONSUMER,
-                attributes=attributes,
-                links=_link(earlier),
-            )
-
-        self._span = start()
-        if providers.noticed(self._job.seen):
-            self._span = start()
-            providers.noticed(self._job.seen)
-        collector.identify(self._job, self._span.get_span_context())
-
-    @property
-    def trace_id(self) -> str | None:
-        """The trace id, 32 hexadecimal digits; None without a tracer provider."""
-        context = self._span.get_span_context()
-        return format(context.trace_id, "032x") if context.is_valid else None
+        job = self._job = collector.open(self._notify)
+        context = self._context = context_for(job, carrier)
+        kind = SpanKind.INTERNAL if carrier is None else SpanKind.CONSUMER
+        links = link_to(earlier) if earlier else None
+        self._span = tracer.start_span(name, context, kind, attributes, links)
+        if (not job.seen or providers.tried_again) and providers.noticed(job.seen):
+            self._span = tracer.start_span(name, context, kind, attributes, links)
+            providers.noticed(job.seen)
+        self._attributes = _attribute_count(self._span)  # if there are more at the end, somebody wrote on it
+        own = self._span.get_span_context()
+        collector.identify(job, own)
+        self.trace_id = format(own.trace_id, "032x") if own.is_valid else None
 
     @property
     def traceparent(self) -> str | None:
         """The span in W3C form, to link the next attempt to it (`earlier`); None without a tracer provider."""
         carrier: dict[str, str] = {}
-        _W3C.inject(carrier, trace.set_span_in_context(self._span, Context()))
+        W3C.inject(carrier, trace.set_span_in_context(self._span, Context()))
         return carrier.get("traceparent")
 
     def activate(self) -> None:
         """Make the span current, in this thread or task, until `deactivate`."""
         self._previous = otel_context.get_current(), active_job.get()
-        otel_context.attach(trace.set_span_in_context(self._span, self._context))
+        otel_context.attach(Context({**self._context, SPAN_KEY: self._span}))
         active_job.set(self._job)
 
     def deactivate(self) -> None:
@@ -245,17 +223,26 @@ class JobSpan:
         self._own_facts = self._read_own()
         self._ended = True
         self._collector.close(self._job)
-        written = {**(attributes or {}), **(_usage_attributes(usage) if usage is not None else {})}
+        if attributes is not None:
+            self._span.set_attributes(attributes)
+        if usage is not None:
+            self._span.set_attributes(_usage_attributes(usage))
         if error is not None:
-            written["error.type"] = error
+            self._span.set_attribute("error.type", error)
             self._span.set_status(Status(StatusCode.ERROR, description))
-        if written:
-            self._span.set_attributes(written)
         self._span.end()
+
+    def _notify(self, late: bool) -> None:
+        callback = self._on_late_usage if late else self._on_usage
+        if callback is not None:
+            callback(self)
 
     def _read_own(self) -> SpanFacts | None:
         """Usage on the job's own span: LiteLLM's callback writes on whichever span is current."""
         if not self._span.is_recording():
+            return None
+        count = _attribute_count(self._span)
+        if count is not None and count == self._attributes:
             return None
         try:
             facts = SpanFacts.from_span(self._span)
@@ -281,35 +268,9 @@ def _usage_attributes(usage: Usage) -> dict[str, AttributeValue]:
     }
 
 
-def _base_context(carrier: Mapping[str, object] | None) -> Context:
-    """The context that a job's span starts in.
-
-    The current one for a job called in-process, and where another Celery instrumentation has just made a consumer span
-    current; else that of the message. A current context that an earlier job left behind is no parent of anything.
-    """
-    current = otel_context.get_current()
-    span = trace.get_current_span(current)
-    job = current.get(JOB_KEY)
-    if (isinstance(job, JobSpans) and not job.is_open) or getattr(span, "end_time", None) is not None:
-        current, span = Context(), trace.INVALID_SPAN
-    if carrier is None or _is_another_consumer(span):
-        return current
+def _attribute_count(span: Any) -> int | None:
+    """How many attributes were written on a span; None where it does not say. One that is overwritten counts once."""
     try:
-        return propagate.extract(carrier, context=Context(), getter=_TEXT)
+        return len(span.attributes) + int(span.dropped_attributes)
     except FAILURES:
-        logger.warning("a message's trace context could not be read", exc_info=True, extra={"event": "no_context"})
-        return Context()
-
-
-def _is_another_consumer(span: Span) -> bool:
-    """Whether another Celery instrumentation made this span for the job that is about to start."""
-    scope = getattr(span, "instrumentation_scope", None)
-    is_ours = scope is not None and scope.name == JOB_SCOPE
-    return span.is_recording() and getattr(span, "kind", None) is SpanKind.CONSUMER and not is_ours
-
-
-def _link(traceparent: str | None) -> list[Link]:
-    if not traceparent:
-        return []
-    context = trace.get_current_span(_W3C.extract({"traceparent": traceparent}, Context())).get_span_context()
-    return [Link(context)] if context.is_valid else []
+        return None

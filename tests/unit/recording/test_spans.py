@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tests.support.model_spans import CHAT, call_model, calls_in, running_job
 from xpander_celery.recording.attributes import JOB_SCOPE
@@ -101,10 +102,11 @@ class TestParents:
     def test_a_failing_propagator_starts_a_trace(
         self, tracing: Tracing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def fail(*args: Any, **kwargs: Any) -> Context:
-            raise ValueError("broken")
+        class Broken(TraceContextTextMapPropagator):
+            def extract(self, *args: Any, **kwargs: Any) -> Context:
+                raise ValueError("broken")
 
-        monkeypatch.setattr("opentelemetry.propagate.extract", fail)
+        monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Broken())
         with running_job(tracing, carrier=MESSAGE) as job:
             pass
         assert job.trace_id not in (None, "a" * 32)
@@ -207,6 +209,12 @@ class TestEnd:
             trace.get_current_span().set_attributes(CHAT)
             assert calls_in(job) == 1
         assert calls_in(job) == 1
+
+    def test_such_usage_counts_where_it_evicts_the_jobs_own_attributes(self, no_provider: None) -> None:
+        trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False, span_limits=SpanLimits(max_attributes=4)))
+        with running_job(Tracing(), attributes={"a": 1, "b": 2, "c": 3, "d": 4}) as job:
+            trace.get_current_span().set_attributes(CHAT)
+        assert usage_of(job.facts()).inclusive.prompt_tokens == CHAT["gen_ai.usage.input_tokens"]
 
     def test_such_usage_beside_the_calls_themselves_counts_once(self, tracing: Tracing) -> None:
         with running_job(tracing) as job:
