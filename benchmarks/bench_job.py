@@ -1,16 +1,18 @@
 """What reporting adds to a job: one attempt, no model calls, against what others add in the same run.
 
-    python benchmarks/bench_job.py [--jobs N] [--rounds N]
+    python benchmarks/bench_job.py [--jobs N] [--turns N]
 
-Times a job as a worker traces it, in rounds that take turns, and compares what each way adds to the bare job: this
-package, opentelemetry-instrumentation-celery, and an `httpx.Client`, kept alive, that posts in `task_postrun` to the
-sandbox on loopback. Prints one JSON object. Needs opentelemetry-instrumentation-celery.
+Times a job as a worker traces it, in short turns within one process, since what else a machine does comes and goes,
+and compares what each way adds to the bare job: this package, opentelemetry-instrumentation-celery, and an
+`httpx.Client`, kept alive, that posts in `task_postrun` to the sandbox on loopback. The first two in CPU time, the last
+in the time that the job takes. Prints one JSON object. Needs opentelemetry-instrumentation-celery.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import subprocess
@@ -32,8 +34,10 @@ from opentelemetry.sdk.trace import TracerProvider
 import xpander_celery as xc
 from xpander_celery.report import TaskReport
 
-STRETCHES = 10
 BUDGET = {"ratio_to_opentelemetry": 1.4, "times_less_than_httpx": 10.0}
+WARM_UP = 20
+NUMBERS = itertools.count(1)
+SIGNALS = (signals.task_prerun, signals.task_postrun, signals.task_failure, signals.task_retry, signals.task_success)
 
 app = Celery("bench", broker="memory://", backend="disabled://", set_as_current=True)
 
@@ -69,38 +73,46 @@ def message(number: int) -> dict[str, Any]:
     }
 
 
-def seconds_per_job(jobs: int, clock: Callable[[], float]) -> float:
-    """The least of ten stretches, so that what else the machine does counts least."""
-    tracer = build_tracer(answer.name, app.tasks["bench.answer"], app=app)  # not the proxy that the decorator left
-    messages = [message(number) for number in range(jobs)]
-    stretch = max(1, jobs // STRETCHES)
-    gc.collect()
-    gc.disable()
-    try:
-        times = []
-        for first in range(0, jobs, stretch):
+class Way:
+    """One way to watch jobs: what it connected to Celery's signals, which listens only in its own turns."""
+
+    def __init__(self, connect: Callable[[], object]) -> None:
+        for signal in SIGNALS:
+            signal.receivers.clear()
+        connect()
+        self._receivers = [list(signal.receivers) for signal in SIGNALS]
+
+    def seconds_per_job(self, jobs: int, clock: Callable[[], float] = time.process_time) -> float:
+        for signal, receivers in zip(SIGNALS, self._receivers, strict=True):
+            signal.receivers[:] = receivers
+            signal.sender_receivers_cache.clear()
+        tracer = build_tracer(answer.name, app.tasks["bench.answer"], app=app)  # not the proxy that the decorator left
+        messages = [message(next(NUMBERS)) for _ in range(jobs + WARM_UP)]
+        for each in messages[:WARM_UP]:
+            tracer(each["id"], each["args"], each["kwargs"], each)
+        gc.collect()
+        gc.disable()
+        try:
             started = clock()
-            for each in messages[first : first + stretch]:
+            for each in messages[WARM_UP:]:
                 tracer(each["id"], each["args"], each["kwargs"], each)
-            times.append((clock() - started) / stretch)
-        return min(times)
-    finally:
-        gc.enable()
+            return (clock() - started) / jobs
+        finally:
+            gc.enable()
+
+
+def nothing() -> None:
+    """The bare job."""
 
 
 @contextmanager
-def bare() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def ours() -> Iterator[None]:
+def ours() -> Iterator[Way]:
     with tempfile.TemporaryDirectory() as directory:
         settings = {"api_key": "bench", "agent_id": "agent", "base_url": "http://127.0.0.1:9", "journal": directory}
         # a short grace, so that each job also forgets an earlier one, as in a process that has run for a while
-        xc.instrument(app, **settings, late_spans_s=0.01)
+        way = Way(lambda: xc.instrument(app, **settings, late_spans_s=0.01))
         try:
-            yield
+            yield way
             if not any(segment.stat().st_size for segment in Path(directory).glob("*/*.v*")):
                 raise RuntimeError("nothing was recorded")
         finally:
@@ -108,16 +120,18 @@ def ours() -> Iterator[None]:
 
 
 @contextmanager
-def opentelemetry() -> Iterator[None]:
-    CeleryInstrumentor().instrument()
+def opentelemetry() -> Iterator[Way]:
+    """With a provider like that of `ours`, but of its own: it must not pay for what that one collects."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    way = Way(lambda: CeleryInstrumentor().instrument(tracer_provider=provider))
     try:
-        yield
+        yield way
     finally:
         CeleryInstrumentor().uninstrument()
 
 
 @contextmanager
-def posting() -> Iterator[None]:
+def posting() -> Iterator[Way]:
     command = [sys.executable, "-m", "xpander_celery.sandbox", "--port", "0", "--db", ":memory:", "--api-key", "bench"]
     server = subprocess.Popen([*command, "--stop-at-eof"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -131,48 +145,48 @@ def posting() -> Iterator[None]:
             headers = {"x-api-key": "bench", "content-type": "application/json"}
             client.post(url, content=body, headers=headers).raise_for_status()
 
-        signals.task_postrun.connect(post, weak=False, dispatch_uid="bench")
         try:
-            yield
+            yield Way(lambda: signals.task_postrun.connect(post, weak=False, dispatch_uid="bench"))
         finally:
-            signals.task_postrun.disconnect(dispatch_uid="bench")
             server.communicate()
-
-
-def measured(way: Callable[[], Any], jobs: int, clock: Callable[[], float]) -> float:
-    with way():
-        seconds_per_job(max(50, jobs // STRETCHES), clock)
-        return seconds_per_job(jobs, clock)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--jobs", type=int, default=250, help="jobs of one turn")
+    parser.add_argument("--turns", type=int, default=60)
     options = parser.parse_args()
     trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
     app.finalize()
-    ways = {"bare": bare, "ours": ours, "opentelemetry": opentelemetry}
-    rounds = [
-        {name: measured(way, options.jobs, time.process_time) for name, way in ways.items()}
-        for _ in range(options.rounds)
-    ]
-    http = measured(posting, max(100, options.jobs // STRETCHES), time.perf_counter)
-    base = statistics.median(each["bare"] for each in rounds)
-    added = {
-        name: statistics.median(each[name] - each["bare"] for each in rounds) for name in ("ours", "opentelemetry")
-    }
+    with ours() as us:
+        us.seconds_per_job(1)  # finds the providers that there are, so before the other one is made
+        with opentelemetry() as otel:
+            bare = Way(nothing)
+            turns = [
+                (
+                    bare.seconds_per_job(options.jobs),
+                    us.seconds_per_job(options.jobs),
+                    otel.seconds_per_job(options.jobs),
+                )
+                for _ in range(options.turns)
+            ]
+    with posting() as http:
+        http_us = statistics.median(http.seconds_per_job(100, time.perf_counter) for _ in range(5)) * 1e6
+    bare_us = statistics.median(turn[0] for turn in turns) * 1e6
+    ours_us = [(turn[1] - turn[0]) * 1e6 for turn in turns]
+    otel_us = [(turn[2] - turn[0]) * 1e6 for turn in turns]
+    added = statistics.median(ours_us)
     found = {
-        "bare_job_us": round(base * 1e6, 1),
-        "added_us": {name: round(seconds * 1e6, 1) for name, seconds in added.items()}
-        | {"httpx": round((http - base) * 1e6, 1)},
+        "bare_job_us": round(bare_us, 1),
+        "added_us": {
+            "ours": {"least": round(min(ours_us), 1), "median": round(added, 1)},
+            "opentelemetry": {"least": round(min(otel_us), 1), "median": round(statistics.median(otel_us), 1)},
+            "httpx": round(http_us - bare_us, 1),
+        },
         "ratio_to_opentelemetry": round(
-            statistics.median(
-                (each["ours"] - each["bare"]) / (each["opentelemetry"] - each["bare"]) for each in rounds
-            ),
-            2,
+            statistics.median(mine / other for mine, other in zip(ours_us, otel_us, strict=True)), 2
         ),
-        "times_less_than_httpx": round((http - base) / added["ours"], 1),
+        "times_less_than_httpx": round((http_us - bare_us) / added, 1),
         "budget": BUDGET,
     }
     print(json.dumps(found, indent=2))

@@ -168,6 +168,10 @@ class _Walk:
             return self._text("<circular reference>")
         self._path.add(id(value))
         try:
+            if kind is dict:
+                return self._mapping(value, depth + 1)
+            if kind is list or kind is tuple:
+                return self._sequence(value, depth + 1)
             return self._container(value, depth + 1)
         except Exception as failure:  # noqa: BLE001 - a user's own class may raise anything here
             return self._text(f"<{kind.__name__} that could not be rendered: {type(failure).__name__}>")

@@ -30,6 +30,7 @@ HELD_BYTES = 8 * 1024**2
 
 _RETRY_S = 1.0
 _CATCH_UP_BYTES = 256 * 1024  # of what was held, written by one append
+_DURABLE = Appended.DURABLE  # a look-up takes 0.2 µs on Python 3.11
 _logger = logging.getLogger(__name__)
 
 
@@ -102,7 +103,7 @@ class FileJournal:
             self._meet_trouble(error)
             return self._hold(line)
         self.counters.durable += 1
-        return Appended.DURABLE
+        return _DURABLE
 
     def _append_in_trouble(self, line: bytes) -> Appended:
         if self._clock() < self._retry_at or not self._write(line):

@@ -20,6 +20,8 @@ _KINDS = tuple(Kind)
 class PackedSpans:
     """Facts to which any thread may append while another reads: each append is one operation on one buffer."""
 
+    __slots__ = ("_next", "_numbers", "_rows")
+
     def __init__(self) -> None:
         self._rows = bytearray()
         self._numbers: dict[Any, int] = {None: 0, "": 1, (): 2}  # of scopes, models, tools and tuples of tools

@@ -301,7 +301,7 @@ class Recording(Job):
         self._allowance -= 1
         event = self._event("progress")
         event["duration_s"] = self._duration_s() if self._finished is None else self._lasted_s
-        self._add_usage_to(event, usage)
+        self._add_told_to(event)
         self._recorder.emit(event)
 
     def usage(self, returned: Returned | None = None) -> Usage:
@@ -343,25 +343,21 @@ class Recording(Job):
         if self._finished is None:
             self._lasted_s = self._duration_s()
         usage = self._last_usage(returned)
+        self._told = usage.sent, self._used_tools(usage)
         event = self._event("finished")
         event["outcome"] = outcome
         event["duration_s"] = self._lasted_s
-        self._add_usage_to(event, usage)
-        result = self._contained("result", self._result_text, outcome, value, returned, error, traceback)
+        self._add_told_to(event)
+        try:
+            result = self._result_text(outcome, value, returned, error, traceback)
+        except Exception as failure:  # noqa: BLE001 - the user's own value
+            result = self._unreadable("result", failure)
         if result is not None:
             event["result"] = result
-        render = self._recorder.renderer
-        if self._llm_response is not None:
-            self._said["llm_response"] = self._contained("response", render.response, self._llm_response)
-        if self._input is not _UNSET:
-            self._said["input"] = self._contained("input", render.input, self._input)
-        event.update(self._said)
-        if self._agent_id != self._facts.get("agent_id"):
-            event["agent_id"] = self._agent_id
+        self._add_said_to(event)
         if continues:
             event["continues"] = True
         self._finished = outcome
-        self._told = usage.sent, self._used_tools(usage)
         self._recorder.emit(event)
         if self.span is not None:
             self._end_span(self.span, outcome, usage, error)
@@ -384,7 +380,7 @@ class Recording(Job):
         return carry(self.carried, own)
 
     def _duration_s(self) -> float:
-        return round(self._recorder.timer() - self._began, 6)
+        return int((self._recorder.timer() - self._began) * 1e6) / 1e6  # round() to digits takes a microsecond
 
     def _event(self, kind: str) -> dict[str, Any]:
         return {
@@ -408,12 +404,17 @@ class Recording(Job):
         try:
             return render(*args, **kwargs)
         except Exception as failure:  # noqa: BLE001 - the user's own value
-            pass_limit(failure)
-            self._note(f"{what}_not_read", f"the {what} of a job could not be read")
-            return f"(the {what} could not be read: {type(failure).__name__})"
+            return self._unreadable(what, failure)
+
+    def _unreadable(self, what: str, failure: Exception) -> str:
+        pass_limit(failure)
+        self._note(f"{what}_not_read", f"the {what} of a job could not be read")
+        return f"(the {what} could not be read: {type(failure).__name__})"
 
     def _last_usage(self, returned: Returned | None) -> Usage:
         """The usage at the end; where it cannot be read, what was told before."""
+        if self.span is not None:
+            self.span.seal()
         try:
             return self.usage(returned)
         except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
@@ -428,12 +429,24 @@ class Recording(Job):
         self._refilled_at = now
         return self._allowance >= 1
 
-    def _add_usage_to(self, event: dict[str, Any], usage: Usage) -> None:
-        if usage is not _NOTHING and usage.sent:
-            event["tokens"] = usage.sent
-        tools = self._used_tools(usage)
+    def _add_told_to(self, event: dict[str, Any]) -> None:
+        tokens, tools = self._told
+        if tokens is not _NOTHING.sent and tokens:
+            event["tokens"] = tokens
         if tools:
             event["used_tools"] = tools
+
+    def _add_said_to(self, event: dict[str, Any]) -> None:
+        """What the job itself set, in the place of what it was given."""
+        render = self._recorder.renderer
+        if self._llm_response is not None:
+            self._said["llm_response"] = self._contained("response", render.response, self._llm_response)
+        if self._input is not _UNSET:
+            self._said["input"] = self._contained("input", render.input, self._input)
+        if self._said:
+            event.update(self._said)
+        if self._agent_id != self._facts.get("agent_id"):
+            event["agent_id"] = self._agent_id
 
     def _used_tools(self, usage: Usage) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*usage.used_tools, *self._tools))) if self._tools else usage.used_tools
@@ -453,7 +466,7 @@ class Recording(Job):
             return render.failure(error, traceback if self._recorder.sends_traceback else None)
         if not self.sends_result:
             return None
-        if outcome.is_success and self._result is not _UNSET:
+        if self._result is not _UNSET and outcome.is_success:
             return render.result(self._result)
         if self.result_of is not None:
             try:

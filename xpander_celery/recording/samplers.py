@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
+_DROP = Decision.DROP  # a look-up takes 0.2 µs on Python 3.11, and this is on every span's way
 Wanted = Callable[[Context | None], bool]
 Undo = Callable[[], None]
 
@@ -39,7 +40,7 @@ def _recording(should_sample: Callable[..., Any], wanted: Wanted) -> Callable[..
 
     def decide(parent_context: Context | None, *args: Any, **kwargs: Any) -> Any:
         result = should_sample(parent_context, *args, **kwargs)
-        if result.decision is not Decision.DROP or not wanted(parent_context):
+        if result.decision is not _DROP or not wanted(parent_context):
             return result
         attributes = kwargs.get("attributes", args[3] if len(args) > 3 else None)  # a dropping sampler returns none
         return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)

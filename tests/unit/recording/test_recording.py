@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -290,6 +292,30 @@ def test_its_span_is_current_while_it_runs_and_ends_with_it(stage: Stage) -> Non
     recording.finish(Outcome.SUCCEEDED)
     assert stage.finished().used_tools == ("search",)
     tracing.close()
+
+
+def test_an_ended_job_is_freed_without_the_garbage_collector(stage: Stage) -> None:
+    class Name(str):
+        """A text that can be watched."""
+
+    tracing = Tracing(late_spans_s=0)
+    name = Name("ask")
+    kept = weakref.ref(name)
+    recording = stage.recording(facts={"task": name})
+    del name
+    recording.span = tracing.start_job("run ask", on_usage=recording.progress, on_late_usage=recording.progress)
+    gc.collect()
+    gc.disable()
+    try:
+        recording.begin()
+        recording.leave()
+        recording.finish(Outcome.SUCCEEDED)
+        del recording
+        tracing.start_job("run the next")
+        assert kept() is None
+    finally:
+        gc.enable()
+        tracing.close()
 
 
 def test_usage_from_many_threads_is_all_there(stage: Stage) -> None:
