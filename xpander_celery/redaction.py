@@ -109,6 +109,11 @@ def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
     return any(part in word for word in words for part in _SECRET_PARTS) or words[-1].endswith(_SECRET_ENDINGS)
 
 
+def could_hold_a_secret(text: str) -> bool:
+    """Whether `redact_text` has to look closer: a cheap check, which is true of many texts without a secret too."""
+    return "=" in text or ":" in text or _could_hold_a_key(text)
+
+
 def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
     """`text` with the values of secret-looking assignments, and strings in the form of well-known keys, masked."""
     if "=" in text or ":" in text:

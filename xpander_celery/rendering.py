@@ -24,7 +24,7 @@ from uuid import UUID
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_json
 
-from xpander_celery.redaction import MASK, looks_secret, redact_text
+from xpander_celery.redaction import MASK, could_hold_a_secret, looks_secret, redact_text
 
 _SEQUENCES = (list, tuple, Set, deque, KeysView, ValuesView, ItemsView, range, array)
 _DEEPEST = 32
@@ -32,6 +32,8 @@ _NO_CAP = 1 << 62
 _CUT = "… [cut, {} in all]"
 _OPTION = re.compile(r"--[\w-]+")  # of a command line: its value is the next item
 _COUNTED = 1 << 20  # characters: of a longer text, the bytes are not counted
+_PLAIN_INT = 10**18
+_PLAIN_ROOM = 32  # bytes for a number, and the punctuation around it
 _SLACK = 256  # read beyond a cap, so that a secret at the cut is still recognized
 
 
@@ -55,6 +57,8 @@ class Renderer:
                 if looks_secret(str(name), self.redact_keys):
                     return MASK
                 return self.text(value, self.max_input_bytes)
+        if type(arguments) is dict and self._is_plain(arguments):
+            return _dump(arguments).decode()
         return self._json(arguments, self.max_input_bytes)
 
     def result(self, value: Any) -> str | None:
@@ -84,6 +88,26 @@ class Renderer:
     def text(self, text: str, max_bytes: int, *, keep_end: bool = False) -> str:
         """`text` redacted and capped; `keep_end` keeps its end (a traceback's last lines say most)."""
         return _capped(text, max_bytes, self.redact_keys, keep_end=keep_end)
+
+    def _is_plain(self, arguments: dict[Any, Any]) -> bool:
+        """Whether no value needs to be capped, redacted or made JSON-safe, as with most jobs: a few short texts and
+        numbers. Then the arguments are dumped as they are, without the copy that takes most of the time.
+        """
+        room = self.max_input_bytes
+        if "value" in arguments:  # of what another argument may name
+            return False
+        for name, value in arguments.items():
+            if type(name) is not str or not name.isascii() or looks_secret(name, self.redact_keys):
+                return False
+            kind = type(value)
+            if kind is str:
+                room -= 2 * len(value)  # what is escaped takes two bytes, or is not printable
+                if not value.isprintable() or not value.isascii() or could_hold_a_secret(value):
+                    return False
+            elif not (value is None or kind is bool or (kind is int and -_PLAIN_INT < value < _PLAIN_INT)):
+                return False
+            room -= len(name) + _PLAIN_ROOM
+        return room > 0
 
     def _json(self, value: Any, max_bytes: int) -> str:
         safe = _Walk(max_bytes, self.redact_keys).copy(value, 0)

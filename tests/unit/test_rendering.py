@@ -220,3 +220,28 @@ def test_cut_is_the_identity_below_the_cap_and_bounded_above(text: str, cap: int
     assert len(short.encode()) <= cap
     if len(text.encode()) <= cap:
         assert short == text
+
+
+NAMES = st.sampled_from(["question", "api_key", "name", "value", "key", "n", "é", "Token", "a" * 40]) | st.text(
+    max_size=5
+)
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    [
+        "Where?",
+        "password: x",
+        "sk-" + "a" * 20,
+        "a\tb",
+        "\x7f",
+        '"quoted"',
+        "eyJhbGciOi.eyJzdWI.x",
+        "https://u:p@host",
+        "x" * 80,
+    ]
+)
+SMALL = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+
+
+@given(st.dictionaries(NAMES, SMALL, min_size=2, max_size=6), st.sampled_from([64, 128, 16 * 1024]))
+def test_plain_arguments_are_rendered_as_all_others_are(arguments: dict[str, Any], cap: int) -> None:
+    render = Renderer(max_input_bytes=cap, redact_keys=frozenset({"n"}))
+    assert render.input(arguments) == render._json(arguments, cap)
