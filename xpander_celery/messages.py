@@ -79,25 +79,20 @@ def carried_out(history: Sequence[CarriedAttempt]) -> list[dict[str, Any]]:
 def facts_of(message: Mapping[str, Any]) -> dict[str, Any]:
     """What a message says of its job, as in `events.JobFacts`; what is unknown is left out."""
     facts: dict[str, Any] = {}
-    for fact, key in _PLAIN_FACTS:
-        value = message.get(key)
-        if value:
-            facts[fact] = value
-    if facts.get("parent_id") == message.get("id"):  # a retry is published from within the job
-        facts.pop("parent_id", None)
-    queue = _queue_in(message.get("delivery_info"))
-    if queue:
+    get = message.get
+    if worker := get("hostname"):
+        facts["worker"] = worker
+    if retries := get("retries"):
+        facts["retries"] = retries
+    if root_id := get("root_id"):
+        facts["root_id"] = root_id
+    if (parent_id := get("parent_id")) and parent_id != get("id"):  # a retry is published from within the job
+        facts["parent_id"] = parent_id
+    if group_id := get("group"):
+        facts["group_id"] = group_id
+    if queue := _queue_in(get("delivery_info")):
         facts["queue"] = queue
     return facts
-
-
-_PLAIN_FACTS = (
-    ("worker", "hostname"),
-    ("retries", "retries"),
-    ("root_id", "root_id"),
-    ("parent_id", "parent_id"),
-    ("group_id", "group"),
-)
 
 
 def queue_wait_s(message: Mapping[str, Any], now: float) -> float | None:

@@ -138,6 +138,8 @@ def describe(error: BaseException) -> str:
 
 
 def _capped(text: str, max_bytes: int, redact_keys: frozenset[str], *, keep_end: bool = False) -> str:
+    if len(text) <= max_bytes and text.isascii() and not could_hold_a_secret(text):
+        return text
     size = None
     if len(text) > max_bytes + _SLACK:
         size = _size_of(text)

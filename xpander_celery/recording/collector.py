@@ -100,14 +100,15 @@ class Collector(SpanProcessor):
 
     def identify(self, job: JobSpans, context: SpanContext) -> None:
         """The job's own span has this context."""
-        job.span_id = context.span_id
+        span_id = job.span_id = context.span_id
         if not context.is_valid:
             return
-        job.trace_id = context.trace_id
-        self._own_spans[context.span_id] = job
-        self._traces[context.trace_id] = None if context.trace_id in self._traces else job
-        if len(self._traces) > _MAX_TRACES:
-            self._traces.pop(next(iter(self._traces)), None)
+        trace_id = job.trace_id = context.trace_id
+        traces = self._traces
+        self._own_spans[span_id] = job
+        traces[trace_id] = None if trace_id in traces else job
+        if len(traces) > _MAX_TRACES:
+            traces.pop(next(iter(traces)), None)
 
     def close(self, job: JobSpans) -> None:
         """The job has ended; its late spans are taken for the grace."""
