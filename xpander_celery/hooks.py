@@ -11,7 +11,7 @@ import sys
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals, states
@@ -21,10 +21,12 @@ from xpander_celery import messages
 from xpander_celery.guard import Guard, guarded, guarded_in_job
 from xpander_celery.recording.contained import pass_limit, text_of
 from xpander_celery.recording.recording import Recording, running_recording
-from xpander_celery.recording.spans import Tracing
 from xpander_celery.report import Outcome
 from xpander_celery.requests import ParentView
 from xpander_celery.session import Session
+
+if TYPE_CHECKING:
+    from xpander_celery.recording.spans import Tracing
 
 _REPLACED = "Replaced by new task"  # celery/app/task.py, `Task.on_replace`
 _ENDED_KEPT = 64

@@ -12,15 +12,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from celery.utils.saferepr import saferepr
 
 from xpander_celery import messages
 from xpander_celery.redaction import looks_secret, mask_shown, spellings
-from xpander_celery.settings import Settings
 from xpander_celery.task import TaskOptions, options_of, warn_if_async
+
+if TYPE_CHECKING:
+    from xpander_celery.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from billiard.process import current_process
@@ -35,16 +35,18 @@ from xpander_celery.journal.location import destination_directory, root_beside
 from xpander_celery.plans import Plans
 from xpander_celery.recording.blocks import JobBlock
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
-from xpander_celery.recording.spans import Tracing
 from xpander_celery.redaction import spellings
 from xpander_celery.redis_address import Address, is_url
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.launch import Launcher
 from xpander_celery.rendering import Renderer
 from xpander_celery.session import Session
-from xpander_celery.settings import Settings
 from xpander_celery.task import TaskOptions, XpanderTask, reported
 from xpander_celery.worker import DrainAtExit, Reporting, WorkerLife
+
+if TYPE_CHECKING:
+    from xpander_celery.recording.spans import Tracing
+    from xpander_celery.settings import Settings
 
 __all__ = ["TaskOptions", "XpanderTask", "flush", "instrument", "job", "reported", "uninstrument"]
 
@@ -303,6 +305,8 @@ class Runtime:
     def tracing(self) -> Tracing:
         """The spans of this process, also where only messages are published."""
         if self._tracing is None:
+            from xpander_celery.recording.spans import Tracing  # OpenTelemetry's SDK, 50 ms that many processes save
+
             self._tracing = Tracing(late_spans_s=self._late_spans_s)
         return self._tracing
 
@@ -487,14 +491,21 @@ def _is_pool_child() -> bool:
 
 def _is_disabled_by_environment() -> bool:
     try:
-        return Settings.load().disabled
+        return _settings_class().load().disabled
     except ConfigurationError:  # raised again, where somebody can act on it
         return False
 
 
+def _settings_class() -> type[Settings]:
+    """Loaded where settings are first asked for: pydantic-settings takes as long to import as all else here."""
+    from xpander_celery.settings import Settings
+
+    return Settings
+
+
 def _loaded(app: Any, keywords: Mapping[str, Any]) -> Settings:
     """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
-    settings = Settings.load(conf=configured(app) if app is not None else None, **keywords)
+    settings = _settings_class().load(conf=configured(app) if app is not None else None, **keywords)
     _platform_of(settings)
     return settings
 

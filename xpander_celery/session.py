@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpander_celery import messages
 from xpander_celery.events import attempt_id_of
 from xpander_celery.plans import Plans, TaskPlan
 from xpander_celery.recording.contained import pass_limit, text_of
 from xpander_celery.recording.recording import Recorder, Recording, running_recording
-from xpander_celery.recording.spans import Tracing
 from xpander_celery.rendering import describe
+
+if TYPE_CHECKING:
+    from xpander_celery.recording.spans import Tracing
 
 _IDS = ("id", "root_id", "parent_id", "group")
 

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import signals
 
@@ -24,7 +24,9 @@ from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.launch import Launcher
 from xpander_celery.requests import ParentView, observe
 from xpander_celery.session import Session
-from xpander_celery.settings import Settings
+
+if TYPE_CHECKING:
+    from xpander_celery.settings import Settings
 
 logger = logging.getLogger(__name__)
 

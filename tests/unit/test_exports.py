@@ -16,6 +16,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+CELERYS = loaded_by("import celery; celery.Celery")
+
+
 def test_every_export_can_be_had() -> None:
     assert sorted(xpander_celery.__all__) == xpander_celery.__all__
     for name in xpander_celery.__all__:
@@ -34,6 +37,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("import xpander_celery.relay.process", {"celery", "opentelemetry", "pydantic_settings"}),
         ("import xpander_celery.backend", {"celery", "opentelemetry", "pydantic_settings", "xpander_sdk"}),
         ("from xpander_celery import instrument", {"httpx", "sqlite3", "xpander_sdk", "agno"}),
+        (
+            "from xpander_celery import current_job, instrument, job, reported",
+            {"opentelemetry.sdk", "pydantic_settings", "asyncio"} - CELERYS,
+        ),
     ],
 )
 def test_an_import_does_not_load_what_it_does_not_need(statement: str, absent: set[str]) -> None:

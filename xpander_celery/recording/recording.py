@@ -16,15 +16,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from xpander_celery.events import VERSION, CarriedAttempt, carry
 from xpander_celery.recording.contained import Failures, pass_limit, text_of
 from xpander_celery.recording.results import Added, Returned, read_result
-from xpander_celery.recording.spans import JobSpan
 from xpander_celery.recording.usage import Usage, usage_of
 from xpander_celery.rendering import Renderer, describe
 from xpander_celery.report import Outcome, Tokens
+
+if TYPE_CHECKING:
+    from xpander_celery.recording.spans import JobSpan
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +265,7 @@ class Recording(Job):
 
     def begin(self) -> None:
         """Tell that the attempt started, and make this the current job. A second call does what the first did not."""
-        event: dict[str, Any] = self._event("started")
+        event = self._event("started")
         event["child"] = self.child
         event["owner"] = self.owner
         event["facts"] = self._facts
@@ -345,7 +347,7 @@ class Recording(Job):
         usage = self._last_usage(returned)
         self._told = usage.sent, self._used_tools(usage)
         event = self._event("finished")
-        event["outcome"] = outcome
+        event["outcome"] = str.__str__(outcome)  # plain text: its `value` is a look-up that takes a microsecond
         event["duration_s"] = self._lasted_s
         self._add_told_to(event)
         try:
