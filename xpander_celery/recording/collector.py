@@ -167,7 +167,14 @@ class Collector(SpanProcessor):
                 if isinstance(job, JobSpans) and job.span_id is None:
                     job.seen = True  # its own span, which is about to be identified
                     return
-            owner = self.owner_of(parent_context, span.parent, span.start_time or 0)
+            owner = active_job.get()  # nearly always its job: that of this flow of control, and of its context
+            if (
+                owner is None
+                or owner.collector is not self
+                or not owner.is_open
+                or (get_current() if parent_context is None else parent_context).get(JOB_KEY) is not owner
+            ):
+                owner = self.owner_of(parent_context, span.parent, span.start_time or 0)
             if owner is not None:
                 self._owners[span.context.span_id] = owner
         except FAILURES:
@@ -176,9 +183,10 @@ class Collector(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Keep the span's facts with its job. A span that arrives twice is taken once."""
         try:
-            owner = self._owners.pop(span.context.span_id, None)
+            span_id = span.context.span_id
+            owner = self._owners.pop(span_id, None)
             if owner is not None and self._takes(owner):
-                facts = SpanFacts.from_span(span)
+                facts = SpanFacts.from_span(span, span_id)
                 if facts is not None:
                     owner.add(facts)
         except FAILURES:

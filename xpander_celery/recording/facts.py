@@ -78,7 +78,7 @@ class SpanFacts(NamedTuple):
         return self.prompt is not None
 
     @classmethod
-    def from_span(cls, span: Any) -> SpanFacts | None:
+    def from_span(cls, span: Any, span_id: int) -> SpanFacts | None:
         """The facts of an SDK span that has ended; None for a span that stands for another one (logfire's pending).
 
         Raises what a malformed span makes it raise; the caller contains that.
@@ -87,7 +87,7 @@ class SpanFacts(NamedTuple):
         parent = span.parent
         start = span.start_time or 0
         return facts_of(
-            span.context.span_id,
+            span_id,
             0 if parent is None else parent.span_id,
             "" if scope is None else scope.name,
             span.name,

@@ -247,7 +247,7 @@ class JobSpan:
             dropped = getattr(span, "dropped_attributes", None)
             if dropped is not None and len(span.attributes) + dropped == self._attributes:
                 return None  # nobody wrote on it
-            facts = SpanFacts.from_span(span)
+            facts = SpanFacts.from_span(span, span.context.span_id)
         except FAILURES:
             return None
         return facts._replace(kind=Kind.CONTAINER, tool=None) if facts is not None and facts.has_usage else None

@@ -187,7 +187,11 @@ class TestEnd:
             for span in exported.get_finished_spans()
         )
         assert naive == 100
-        ours = [facts for span in exported.get_finished_spans() if (facts := SpanFacts.from_span(span)) is not None]
+        ours = [
+            facts
+            for span in exported.get_finished_spans()
+            if (facts := SpanFacts.from_span(span, span.context.span_id)) is not None
+        ]
         assert usage_of(ours).inclusive == usage.inclusive
         assert usage_of(job.facts()).inclusive == usage.inclusive
 
