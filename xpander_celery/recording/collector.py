@@ -214,13 +214,13 @@ class Collector(SpanProcessor):
 
         Each job does this at its start, so it must not look at all that is kept: only now and then at the open spans.
         """
-        while self._ended:
+        while True:
             try:
-                job = self._ended.popleft()
-            except IndexError:  # another thread's job took the last one
-                return
-            if self._takes(job):
-                self._ended.appendleft(job)
+                job = self._ended[0]
+                if self._takes(job):
+                    return
+                self._ended.remove(job)
+            except (IndexError, ValueError):  # none is left, or another thread's job forgot this one
                 return
             job.forgotten = True
             job.notify = None
