@@ -124,9 +124,10 @@ def test_a_job_that_is_retried_on_another_machine_is_one_record_with_both_attemp
 def test_a_relay_that_stands_by_is_well_and_any_machine_can_ask_the_one_that_leads(fleet: Fleet, run: Run) -> None:
     fleet.sandbox.set_faults({"status": 422, "method": "POST"})
     job_id = jobs.add.apply_async((2, 2), queue="one").id
-    until(lambda: fleet.sandbox.posts_by_id().get(job_id), what="the refusal")
+    machines = (fleet.first, fleet.second)
+    until(lambda: [each for each in machines if each.status and each.status.dead == 1], what="the refusal")
     fleet.sandbox.set_faults()
-    for machine in (fleet.first, fleet.second):
+    for machine in machines:
         code, said = run(machine, "relay", "--check")
         assert code == 0
         assert ("stands by" in said) != ("waiting 0" in said)
