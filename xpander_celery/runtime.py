@@ -75,8 +75,10 @@ def instrument(app: Celery, **settings: Any) -> None:
         raise ConfigurationError("app", f"is a {type(app).__name__}", "Call instrument(app) with your Celery app.")
     loaded = _loaded(app, settings)
     if loaded.disabled:
-        uninstrument()
+        _switch_off()
         return
+    if _runtime is not None and _runtime.is_switched_off:
+        _runtime.leave()
     _installed().serve(app, settings)
 
 
@@ -134,7 +136,7 @@ def recording_into(
     finally:
         inner.leave()
         _runtime = outer
-        if outer is not None:
+        if outer is not None and not outer.is_switched_off:
             outer.install()
 
 
@@ -224,6 +226,11 @@ class Runtime:
     def keywords_of(self, app: Any) -> dict[str, Any]:
         """Those that were given with this app."""
         return self._given.get(app, {}) if app is not None else {}
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether this one stands for `disabled`, and listens to nothing."""
+        return bool(self._overrides.get("disabled"))
 
     @property
     def is_busy(self) -> bool:
@@ -434,6 +441,14 @@ def _installed() -> Runtime:
         _runtime = Runtime()
         _runtime.install()
     return _runtime
+
+
+def _switch_off() -> None:
+    """Undo what was installed, and have neither `job()` nor a task that is marked later install it again."""
+    global _runtime
+    uninstrument()
+    if _runtime is None:
+        _runtime = Runtime(overrides={"disabled": True})
 
 
 def _install_for_marked_task() -> None:

@@ -182,8 +182,7 @@ def test_disabled_means_nothing_at_all(app: Celery, monkeypatch: pytest.MonkeyPa
         return "fine"
 
     assert ask.apply().get() == "fine"
-    if how == "variable":
-        assert receivers() == before
+    assert receivers() == before
 
 
 def test_a_setting_that_is_wrong_by_the_time_of_a_job_turns_reporting_off_with_one_log_line(
@@ -268,6 +267,34 @@ def test_a_block_within_a_job_is_a_job_of_its_own(app: Celery) -> None:
     outer, step = reports
     assert (outer.result, step.result) == ("job", "step")
     assert step.llm_response["celery"]["parent_id"] == outer.id
+
+
+@pytest.mark.parametrize("how", ["keyword", "conf"])
+def test_what_instrument_switched_off_is_installed_by_nothing_else(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("XPANDER_API_KEY", "k")
+    before = receivers()
+    app.conf.xpander_disabled = how == "conf"
+    xc.instrument(app, **({"disabled": True} if how == "keyword" else {}))
+
+    @app.task(base=xc.XpanderTask)
+    def ask() -> None: ...
+
+    app.finalize()
+    with xc.job("digest") as job:
+        assert job.id is None
+    assert receivers() == before
+    with capture_reports(app) as reports:  # which tests of the user's rely on
+        ask.apply()
+        assert len(reports) == 1
+    assert receivers() == before
+    app.conf.xpander_disabled = False
+    xc.instrument(app, agent_id="a")
+    assert receivers() != before
+    with capture_reports() as reports:
+        ask.apply()
+        assert len(reports) == 1
 
 
 def test_a_block_installs_nothing_while_all_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
