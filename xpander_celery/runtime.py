@@ -172,7 +172,7 @@ def _search_path() -> tuple[str, ...]:
         here = str(Path.cwd())
     except OSError:  # it was removed: nothing can be imported from there
         here = ""
-    return tuple(path or here for path in sys.path if path or here)
+    return tuple(str(path) or here for path in sys.path if str(path) or here)  # somebody may have added a `Path`
 
 
 class Runtime:

@@ -61,7 +61,8 @@ def test_flush_delivers_at_once(sandbox: Sandbox, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="this interpreter finds the package by itself")
 def test_the_relay_is_found_where_the_program_found_the_package(sandbox: Sandbox, tmp_path: Path) -> None:
     outside = sys._base_executable  # type: ignore[attr-defined]  # the interpreter behind this virtual environment
-    vendored = f"import sys; sys.path[:0] = {[entry for entry in sys.path if entry]!r}"
+    vendored = f"import pathlib, sys; sys.path[:0] = {[entry for entry in sys.path if entry]!r}; "
+    vendored += "sys.path.append(pathlib.Path('/nowhere'))"
     done = run(vendored + DIGEST.replace("digest-1", "vendored-1"), sandbox, tmp_path, python=outside)
     assert done.stderr == ""
     assert sandbox.posts_by_id()["vendored-1"] == 1

@@ -21,6 +21,7 @@ from xpander_celery import runtime
 from xpander_celery.errors import ConfigurationError
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.keys import Keys
+from xpander_celery.relay.config import RelayConfig
 from xpander_celery.testing import capture_reports
 
 ALL_SIGNALS = [value for value in vars(signals).values() if isinstance(value, type(signals.task_prerun))]
@@ -557,6 +558,15 @@ def test_a_removed_working_directory_is_no_place_to_import_from(app: Celery, tmp
     assert kinds(tmp_path / "journal") == ["started", "finished"]
     relay = runtime.relay_config(runtime.settings_of(app))
     assert "" not in relay.search_path
+
+
+def test_a_path_object_among_the_places_to_import_from_is_handed_to_the_relay(
+    app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    xc.instrument(app, api_key="k", agent_id="a", before_send="shop:check")
+    relay = runtime.relay_config(runtime.settings_of(app))
+    assert str(tmp_path) in RelayConfig.from_environ(relay.to_environ()).search_path
 
 
 @pytest.mark.usefixtures("removed_directory")

@@ -184,7 +184,8 @@ def _import_path() -> dict[str, str]:
     if home in (*site.getsitepackages(), site.getusersitepackages()):
         return {}
     here = os.path.realpath("")
-    entries = [entry for entry in sys.path if entry == home or (entry and os.path.realpath(entry) != here)]
+    places = map(str, sys.path)  # somebody may have added a `Path`
+    entries = [place for place in places if place == home or (place and os.path.realpath(place) != here)]
     return {"PYTHONPATH": os.pathsep.join(entries)}
 
 
