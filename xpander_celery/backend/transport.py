@@ -1,4 +1,4 @@
-"""Sends calls over HTTP, asynchronously and synchronously. With `lending` the only module that loads httpx.
+"""Sends calls over HTTP, asynchronously and synchronously. Beside `lending` and `connection` alone in loading httpx.
 
 It talks to httpx's transports, one layer below its clients: no redirects, no cookies, of the environment only the proxy
 and certificate variables, and about twice the throughput.
@@ -176,6 +176,11 @@ def _url(text: str) -> httpx.URL:
 def _headers(api_key: str, has_body: bool, more: tuple[tuple[str, str], ...]) -> httpx.Headers:
     own = [("x-api-key", api_key), ("user-agent", _USER_AGENT), ("accept", "application/json"), *more]
     return httpx.Headers([*own, ("content-type", "application/json")] if has_body else own)
+
+
+def is_proxied(address: str) -> bool:
+    """Whether the environment wants a proxy for this address; raises `ConfigurationError` where it cannot be used."""
+    return _proxy_of(_url(address)) is not None
 
 
 def _origin(url: httpx.URL) -> str:

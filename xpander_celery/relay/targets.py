@@ -106,16 +106,24 @@ def make_targets(config: RelayConfig) -> Callable[[], Target]:
 
 def _platforms(config: RelayConfig) -> Callable[[], Target]:
     with _without(*_PASSENGERS):
-        import httpcore  # noqa: F401 - httpx loads it by its first transport
         import httpx
 
-    from xpander_celery.backend import Backend, Configuration
+        from xpander_celery.backend import Backend, Configuration
+        from xpander_celery.backend.connection import Connection
+        from xpander_celery.backend.transport import KEEP_ALIVE_S, MAX_ANSWER_BYTES, is_proxied
 
-    configuration = Configuration(config.api_key, config.organization_id, config.base_url)
-    is_plain = str(configuration.base_url).startswith("http:")
-    ssl_context = None if is_plain else httpx.create_ssl_context()
+        configuration = Configuration(config.api_key, config.organization_id, config.base_url)
+        address = str(configuration.base_url)
+        try:
+            is_direct = not is_proxied(address)
+        except ConfigurationError:  # the first request says so, and delivery is paused with it
+            is_direct = False
+        if not is_direct:
+            import httpcore  # noqa: F401 - httpx loads it by its first transport
+    ssl_context = None if address.startswith("http:") else httpx.create_ssl_context()
 
     def platform() -> Platform:
+        own = Connection(ssl_context, keep_alive_s=KEEP_ALIVE_S, max_body_bytes=MAX_ANSWER_BYTES)
         backend = Backend(
             configuration,
             connect_timeout_s=config.connect_timeout_s,
@@ -123,6 +131,7 @@ def _platforms(config: RelayConfig) -> Callable[[], Target]:
             total_timeout_s=config.total_timeout_s,
             max_connections=1,
             ssl_context=ssl_context,
+            async_transport=own if is_direct else None,
         )
         return Platform(backend)
 

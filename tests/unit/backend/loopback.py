@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .conftest import TASK
 
 ANSWER = json.dumps(TASK).encode()
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+
+_TLS = Path(__file__).parents[2] / "support" / "tls"
+CERTIFICATE = _TLS / "certificate.pem"  # of 127.0.0.1 alone, signed by itself
 
 Behaviour = Callable[[socket.socket], bool]
 """Answers one request on a connection; False closes it."""
@@ -29,6 +34,7 @@ class Loopback:
 
     port: int
     stopping: threading.Event
+    tls: ssl.SSLContext | None = None
     behaviour: Behaviour = answer
     connections: int = 0
     requests: list[bytes] = field(default_factory=list)
@@ -36,15 +42,19 @@ class Loopback:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Loopback]:
+def serve(*, tls: bool = False) -> Iterator[Loopback]:
     """Serve until the block ends; every connection is closed then."""
+    context = None
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, _TLS / "key.pem")
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     listener.settimeout(0.1)
-    server = Loopback(listener.getsockname()[1], threading.Event())
+    server = Loopback(listener.getsockname()[1], threading.Event(), context)
     threads = [threading.Thread(target=_accept, args=(listener, server))]
     threads[0].start()
     try:
@@ -71,7 +81,12 @@ def _accept(listener: socket.socket, server: Loopback) -> None:
 def _serve(connection: socket.socket, server: Loopback) -> None:
     connection.settimeout(0.1)
     server.open.add(id(connection))
-    with connection, contextlib.suppress(OSError):
+    with contextlib.ExitStack() as open_until_the_end, contextlib.suppress(OSError):
+        open_until_the_end.enter_context(connection)
+        if server.tls is not None:
+            connection.settimeout(5)
+            connection = open_until_the_end.enter_context(server.tls.wrap_socket(connection, server_side=True))
+            connection.settimeout(0.1)
         while (request := _read(connection, server)) is not None:
             server.requests.append(request)
             if not server.behaviour(connection):

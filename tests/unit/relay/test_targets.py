@@ -169,6 +169,35 @@ def test_each_sending_worker_has_a_connection_of_its_own(user_module: Path) -> N
     assert first._backend._ssl_context is second._backend._ssl_context is not None
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_a_proxy_of_the_environment_is_left_to_httpx(
+    user_module: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n"))
+        writer.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n{"id":"a"}')
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as proxy:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        target = make_targets(config(user_module, api_key="key", base_url="http://platform.invalid"))()
+        await target.send(REPORT)
+        await target.aclose()
+    assert seen == [b"POST http://platform.invalid/agent-execution/agent/report_task HTTP/1.1\r\n"]
+
+
+async def test_a_proxy_that_cannot_be_used_is_told_by_the_first_request(
+    user_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "ftp://proxy")
+    target = make_targets(config(user_module, api_key="key", base_url="http://platform.invalid"))()
+    with pytest.raises(ConfigurationError, match="HTTP_PROXY"):
+        await target.send(REPORT)
+
+
 def test_without_a_hook_there_is_none(user_module: Path) -> None:
     assert make_hook(config(user_module)) is None
 
@@ -218,7 +247,7 @@ async def send():
         await target.aclose()
 
 asyncio.run(send())
-print([name for name in ("rich", "pygments", "click", "h2", "hpack") if name in sys.modules])
+print([name for name in ("rich", "pygments", "click", "h2", "hpack", "httpcore", "anyio") if name in sys.modules])
 import rich
 print(rich.__name__, "httpx._main" in sys.modules)
 """
