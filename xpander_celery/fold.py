@@ -284,15 +284,16 @@ def _ending(attempt: Attempt, gone: Mapping[str, float]) -> _Ending:
 
 
 def _final(state: JobState, attempt_id: str, ending: _Ending) -> Final:
-    agent_id = _asked("agent_id", state, attempt_id)
+    sources = _sources(state, attempt_id)
+    agent_id = _asked("agent_id", sources)
     if agent_id is None:
         return Final(None, ending.outcome, ending.inferred)
     usage = state.usage()
     report = TaskReport(
         agent_id=agent_id,
         id=state.job_id,
-        input=_asked("input", state, attempt_id),
-        llm_response=_llm_response(state, attempt_id, ending.outcome),
+        input=_asked("input", sources),
+        llm_response=_llm_response(state, attempt_id, ending.outcome, sources),
         tokens=usage.tokens or None,
         is_success=ending.outcome.is_success,
         result=ending.text,
@@ -302,16 +303,23 @@ def _final(state: JobState, attempt_id: str, ending: _Ending) -> Final:
     return Final(report, ending.outcome, ending.inferred)
 
 
-def _asked(field: str, state: JobState, attempt_id: str) -> Any:
-    """What the job itself set, the deciding attempt before the newest; else what its first message asked for.
+def _sources(state: JobState, attempt_id: str) -> list[Finished | JobFacts]:
+    """Who says what the job asks for: itself, the deciding attempt before the newest; else its first message.
 
     A later message may ask for something else: that of a job which replaced itself is not what its sender sent.
     """
     attempts = dict(state.in_order())
-    said = [attempt.finished for attempt in (attempts[attempt_id], *reversed(attempts.values()))]
-    first = (source.facts for attempt in attempts.values() for source in (attempt.started, attempt.ended) if source)
-    sources = (*said, *first)
-    return next((value for source in sources if (value := getattr(source, field, None)) is not None), None)
+    newest_first = (attempts[attempt_id], *reversed(attempts.values()))
+    said = [attempt.finished for attempt in newest_first if attempt.finished]
+    first = [source.facts for attempt in attempts.values() for source in (attempt.started, attempt.ended) if source]
+    return [*said, *first]
+
+
+def _asked(field: str, sources: list[Finished | JobFacts]) -> Any:
+    for source in sources:
+        if (value := source.__dict__.get(field)) is not None:  # getattr of a model fails slowly
+            return value
+    return None
 
 
 def _facts(attempt: Attempt) -> JobFacts | None:
@@ -319,7 +327,7 @@ def _facts(attempt: Attempt) -> JobFacts | None:
     return source.facts if source is not None else None
 
 
-def _llm_response(state: JobState, attempt_id: str, outcome: Outcome) -> Any:
+def _llm_response(state: JobState, attempt_id: str, outcome: Outcome, sources: list[Finished | JobFacts]) -> Any:
     """The raw model response, beside what leads from the record back to the job."""
     attempts = dict(state.in_order())
     attempt = attempts[attempt_id]
@@ -333,7 +341,7 @@ def _llm_response(state: JobState, attempt_id: str, outcome: Outcome) -> Any:
     celery: dict[str, Any] = {"attempt": max(position, attempt.place or 0)}
     if facts is not None:
         celery |= {
-            "task": _asked("task", state, attempt_id),
+            "task": _asked("task", sources),
             "queue": facts.queue,
             "worker": facts.worker,
             "retries": facts.retries,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from xpander_celery.backend import operations
 from xpander_celery.backend.arguments import agent_of, report_of
-from xpander_celery.backend.calls import Pause, Steps
+from xpander_celery.backend.calls import Pause, Steps, accepted
 from xpander_celery.backend.configuration import Configuration
 from xpander_celery.backend.task import Task
 from xpander_celery.backend.timeouts import Timeouts
@@ -105,7 +105,8 @@ class Backend:
 
     async def asend_report(self, report: TaskReport) -> None:
         """Deliver a report as it is, without reading the task that answers it: the relay's way."""
-        await self._adrive(operations.send_report(report))
+        call = operations.report_call(report)
+        accepted(call, await self._sender().asend(self.configuration, call))
 
     async def aload_task(self, task_id: str) -> Task:
         """The task as the platform has it now; raises `NotFoundError` where it has none of that id."""

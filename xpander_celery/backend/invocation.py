@@ -20,7 +20,7 @@ _HEADER = re.compile(r"[\x21-\x7e]+")
 class _User(BaseModel):
     """A user as the platform takes one; also read from the official client's object."""
 
-    model_config = ConfigDict(from_attributes=True, extra="ignore")
+    model_config = ConfigDict(from_attributes=True, extra="ignore", defer_build=True)
 
     id: str | None = None
     first_name: str | None = None
@@ -33,7 +33,7 @@ class _User(BaseModel):
 class _Attachment(BaseModel):
     """A file with what is known of it; also read from the official client's object."""
 
-    model_config = ConfigDict(from_attributes=True, extra="ignore")
+    model_config = ConfigDict(from_attributes=True, extra="ignore", defer_build=True)
 
     url: str
     name: str | None = None

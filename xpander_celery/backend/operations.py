@@ -32,11 +32,6 @@ def report_task(report: TaskReport, waiter: Waiter) -> Steps[Task]:
     return Task.read(call, (yield from ask(call)), waiter)
 
 
-def send_report(report: TaskReport) -> Steps[None]:
-    """Report a run and only make sure that the platform took it."""
-    yield from ask(report_call(report))
-
-
 def load_task(task_id: Any, waiter: Waiter) -> Steps[Task]:
     """Read a task."""
     call = Call("GET", f"/agent-execution/{segment('task_id', task_id)}/status")

@@ -17,7 +17,7 @@ ENDED = frozenset({"completed", "failed", "error", "stopped"})
 class TaskInput(BaseModel):
     """What a task was given."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     text: str | None = ""
     files: list[str] | None = Field(default_factory=list)
@@ -36,7 +36,7 @@ class Waiter(Protocol):
 class Task(BaseModel):
     """One run at the platform. Unknown keys of the answer are ignored; printing it shows no credentials."""
 
-    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, defer_build=True)
 
     id: str
     agent_id: str | None = None

@@ -61,7 +61,7 @@ class Transport:
         self._opened_async: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncTransports]] = (
             WeakKeyDictionary()
         )
-        self._url = lru_cache(maxsize=256)(_url)  # parsing either costs as much as half a request
+        self._address = lru_cache(maxsize=256)(_address)  # parsing either costs as much as half a request
         self._headers = lru_cache(maxsize=16)(_headers)
         timeout = httpx.Timeout(timeouts.read_timeout_s, connect=timeouts.connect_timeout_s)
         self._extensions = {"timeout": timeout.as_dict()}
@@ -69,8 +69,8 @@ class Transport:
     def send(self, configuration: Configuration, call: Call) -> Answer:
         """The answer to `call`, whatever its status; raises `NetworkError` where none came. Uses no event loop."""
         deadline = time.monotonic() + self._total_s
-        request = self._request(configuration, call)
-        transports = self._transports(request.url)
+        request, origin = self._request(configuration, call)
+        transports = self._transports(request.url, origin)
         try:
             transport = transports.take(self._total_s)
             try:
@@ -91,19 +91,22 @@ class Transport:
 
     async def asend(self, configuration: Configuration, call: Call) -> Answer:
         """As `send`, on the running asyncio loop, and with a total deadline that holds in every phase."""
-        request = self._request(configuration, call)
-        transports = self._async_transports(request.url)
+        request, origin = self._request(configuration, call)
+        transports = self._async_transports(request.url, origin)
         try:
             async with asyncio.timeout(self._total_s):
                 transport = await transports.take()
                 try:
                     response = await transport.handle_async_request(request)
-                    try:
-                        body = bytearray()
-                        async for chunk in response.aiter_bytes():
-                            _add(call, body, chunk)
-                    finally:
-                        await response.aclose()
+                    body = bytearray()
+                    if response.is_closed:  # it was read as it came
+                        _add(call, body, response.content)
+                    else:
+                        try:
+                            async for chunk in response.aiter_bytes():
+                                _add(call, body, chunk)
+                        finally:
+                            await response.aclose()
                 finally:
                     await transports.give_back(transport)
         except (httpx.HTTPError, OSError) as error:  # asyncio's TimeoutError is an OSError
@@ -122,24 +125,23 @@ class Transport:
             await transports.aclose()
         self.close()
 
-    def _request(self, configuration: Configuration, call: Call) -> httpx.Request:
-        url = self._url(configuration.get_full_url() + call.path)
+    def _request(self, configuration: Configuration, call: Call) -> tuple[httpx.Request, str]:
+        """The request, and whom it is for."""
+        url, origin = self._address(configuration.get_full_url() + call.path)
         headers = self._headers(configuration.require_key(), call.body is not None, call.headers)
-        return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=self._extensions)
+        return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=self._extensions), origin
 
-    def _transports(self, url: httpx.URL) -> Transports:
+    def _transports(self, url: httpx.URL, origin: str) -> Transports:
         if self._pid != os.getpid():  # forked: the parent's connections are not ours to use, nor to close
             self._pid, self._opened = os.getpid(), {}
-        origin = _origin(url)
         if (opened := self._opened.get(origin)) is None:
             given = self._given
             make = partial(httpx.HTTPTransport, **self._options(url)) if given is None else lambda: given
             opened = self._opened.setdefault(origin, Transports(make, self._max_connections))  # atomic: one thread wins
         return opened
 
-    def _async_transports(self, url: httpx.URL) -> AsyncTransports:
+    def _async_transports(self, url: httpx.URL, origin: str) -> AsyncTransports:
         of_loop = self._opened_async.setdefault(asyncio.get_running_loop(), {})
-        origin = _origin(url)
         if (opened := of_loop.get(origin)) is None:
             given = self._given_async
             make = partial(httpx.AsyncHTTPTransport, **self._options(url)) if given is None else lambda: given
@@ -183,8 +185,9 @@ def is_proxied(address: str) -> bool:
     return _proxy_of(_url(address)) is not None
 
 
-def _origin(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.host}:{url.port}"
+def _address(text: str) -> tuple[httpx.URL, str]:
+    url = _url(text)
+    return url, f"{url.scheme}://{url.host}:{url.port}"
 
 
 def _proxy_of(url: httpx.URL) -> httpx.Proxy | None:

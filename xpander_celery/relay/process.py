@@ -102,6 +102,7 @@ async def _run(config: RelayConfig, index: Index, clock: Clock, lifetime: Lifeti
         loop.add_signal_handler(number, _terminate, lifetime, clock, relay)
     workers = [asyncio.create_task(relay.delivery.work(slot)) for slot in range(config.concurrency)]
     gc.freeze()  # what is loaded by now stays; looking through it again and again is for nothing
+    gc.enable()
     logger.info("relay started", extra={"event": "relay_started"})
     try:
         await _turn_until_over(relay, upkeep, lifetime, clock, config.directory, workers)
