@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -125,10 +126,18 @@ def test_6_of_two_relays_one_holds_the_lock_and_the_other_ends_well(config: Rela
         assert first.poll() is None
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"before_send": "tests.support.relay_process:die_of_poison"},
+        {"backend": "tests.support.relay_process:DiesOfPoisonousAnswers"},
+    ],
+    ids=["before it is sent", "with its answer"],
+)
 def test_21_a_report_that_kills_the_relay_is_dead_after_three_deaths_and_the_rest_flow(
-    sandbox: Sandbox, config: RelayConfig, jobs: Jobs
+    sandbox: Sandbox, config: RelayConfig, jobs: Jobs, settings: dict[str, str]
 ) -> None:
-    config = with_settings(config, before_send="tests.support.relay_process:die_of_poison")
+    config = with_settings(config, **settings)
     ids = [f"job-{number}" for number in range(100)]
     for job_id in ids[:50]:
         jobs.job(job_id)
@@ -144,7 +153,45 @@ def test_21_a_report_that_kills_the_relay_is_dead_after_three_deaths_and_the_res
                 until_drained(config)
                 break
     assert codes == [-signal.SIGKILL] * 3 + [None]
-    assert {record["id"] for record in sandbox.records(AGENT)} == set(ids)
+    assert {record["id"] for record in sandbox.records(AGENT)} - {"poison"} == set(ids)
+
+
+def test_21_a_report_that_is_on_its_way_whenever_the_relay_is_killed_is_not_its_cause(
+    sandbox: Sandbox, config: RelayConfig, jobs: Jobs
+) -> None:
+    sandbox.set_faults({"drop": "hang", "method": "POST"})
+    ids = {f"job-{number}" for number in range(3)}
+    for job_id in ids:
+        jobs.job(job_id)
+    for _ in range(6):
+        sandbox.clear_requests()
+        with start_relay(config) as relay:
+            until(lambda: set(sandbox.posts_by_id()) == ids, what="all of them on their way")
+            relay.kill()
+    sandbox.set_faults()
+    with start_relay(config):
+        until_drained(config)
+    assert {record["id"] for record in sandbox.records(AGENT)} == ids
+    assert (counter(config, "crashes"), status(config).dead) == (0, 0)
+
+
+def test_21_nor_are_reports_the_cause_of_kills_at_random(sandbox: Sandbox, config: RelayConfig, jobs: Jobs) -> None:
+    chance = random.Random(21)
+    sandbox.set_faults({"delay_s": 0.05, "method": "POST"})
+    ids = {f"job-{number}" for number in range(2500)}
+    for job_id in ids:
+        jobs.job(job_id)
+    for _ in range(15):
+        with start_relay(config) as relay:
+            delivered = len(sandbox.posts_by_id())
+            until(lambda: len(sandbox.posts_by_id()) > delivered, what="a relay at work")  # noqa: B023
+            time.sleep(chance.random() / 2)
+            relay.kill()
+    sandbox.set_faults()
+    with start_relay(config):
+        until_drained(config)
+    assert {record["id"] for record in sandbox.records(AGENT)} == ids
+    assert status(config).dead == 0
 
 
 def test_28_a_damaged_index_is_put_aside_and_what_was_not_read_is_delivered(

@@ -147,6 +147,7 @@ class RelayHouse:
         self._chance = chance or random.Random(7).random
         self._workers: list[asyncio.Task[None]] = []
         self._numbers = itertools.count(1)
+        self._marks: bytes | None = None
 
     async def __aenter__(self) -> Self:
         self.journal.open()
@@ -173,9 +174,13 @@ class RelayHouse:
         slots = range(self.config.concurrency)
         self._workers = [asyncio.create_task(self.relay.delivery.work(slot)) for slot in slots]
 
+    def is_killed_here(self) -> None:
+        """What calls this is what `die` will have interrupted: code of a report that is at work."""
+        self._marks = bytes(self.relay._in_flight._map)
+
     async def die(self) -> None:
         """End as SIGKILL ends a relay: what is not committed is gone."""
-        marks = bytes(self.relay._in_flight._map)
+        marks, self._marks = self._marks or bytes(self.relay._in_flight._map), None
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)

@@ -85,6 +85,8 @@ class Relay:
         self._in_flight = InFlight(config.directory, config.concurrency)
         if self._in_flight.suspects:
             index.note_crashes(self._in_flight.suspects, now)
+        if self._in_flight.unanswered:
+            index.put_last(self._in_flight.unanswered, now)
         self.woken = asyncio.Event()
         self._ingest = Ingest(
             reader=reader,

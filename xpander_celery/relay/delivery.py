@@ -171,7 +171,7 @@ class Delivery:
                 letter, permit = taken
                 self._sending += 1
                 try:
-                    await self._send(target, letter, permit)
+                    await self._send(slot, target, letter, permit)
                 finally:
                     self._sending -= 1
                     self._is_alone = False
@@ -185,7 +185,7 @@ class Delivery:
             self._wake()
 
     def _take(self, slot: int) -> tuple[Letter, Permit] | None:
-        """The next report that may be sent now; from when it is touched until it is done with, it is marked."""
+        """The next report that may be sent now; whenever code runs for it, it is marked."""
         now = self._clock.now()
         can_store = len(self._results) < _MOST_UNSTORED
         while can_store and self._ready and now >= self._gate.opens_at() and not self._is_alone:
@@ -218,14 +218,11 @@ class Delivery:
                     self._reopened.append(job)
         return None
 
-    async def _send(self, target: Target, letter: Letter, permit: Permit) -> None:
+    async def _send(self, slot: int, target: Target, letter: Letter, permit: Permit) -> None:
         """Deliver one report, and note what came of it."""
         job, reply, counter = letter.job, DELIVERED, "delivered"
         try:
-            if letter.inferred and await target.has_ended(letter.report):
-                counter = "left_as_recorded"
-            else:
-                await target.send(letter.report)
+            counter = await self._in_flight.watching(slot, job.row, _exchange(target, letter))
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, it is an answer
             reply = read_error(error, now=self._clock.wall())
         before = Try(tries=job.tries, attempts=job.attempts, trimmed=job.trimmed)
@@ -262,3 +259,11 @@ class Delivery:
                 reason=ruling.reason[:_MAX_REASON].encode(errors="replace").decode() or None,
             )
         )
+
+
+async def _exchange(target: Target, letter: Letter) -> str:
+    """Let the platform have the report; returns what to count that as."""
+    if letter.inferred and await target.has_ended(letter.report):
+        return "left_as_recorded"
+    await target.send(letter.report)
+    return "delivered"

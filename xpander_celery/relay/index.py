@@ -260,8 +260,8 @@ class Index:
                 return phase if self._db.execute(change, values).rowcount else result.phase
 
     def note_crashes(self, rows: Sequence[int], now: float) -> list[int]:
-        """Count a death of the relay for each report that it was sending; returns those that are dead by that."""
-        reason = f"the relay died {MAX_CRASHES} times while it was sending this report"
+        """Count a death of the relay for each report it was at work on; returns those that are dead by that."""
+        reason = f"the relay died {MAX_CRASHES} times in a row while it was at work on this report"
         victims = [job for job in self.load(rows) if job.phase.is_waiting]
         dead = [job for job in victims if job.crashes + 1 >= MAX_CRASHES]
         with self._transaction([(job, Phase.DEAD, job.size) for job in dead], counters={"crashes": bool(rows)}):
@@ -270,6 +270,13 @@ class Index:
                 "UPDATE jobs SET phase = 4, at = ?, reason = ? WHERE row = ?", [(now, reason, job.row) for job in dead]
             )
         return [job.row for job in dead]
+
+    def put_last(self, rows: Sequence[int], now: float) -> None:
+        """Let these wait until what is due by now was sent: whatever happened while they were, the others flow."""
+        with self._transaction([]):
+            self._db.executemany(
+                "UPDATE jobs SET at = ? WHERE row = ? AND phase = 1 AND at < ?", [(now, row, now) for row in rows]
+            )
 
     def requeue(self, jobs: Sequence[Job], now: float) -> None:
         """Let dead and held reports be tried as if for the first time."""

@@ -391,16 +391,22 @@ async def test_what_was_delivered_but_not_acknowledged_is_sent_again(house: Rela
     assert len(house.platform.records) == 1
 
 
-async def test_after_a_crash_suspects_are_sent_alone(house: RelayHouse) -> None:
+async def test_after_a_crash_the_suspect_is_sent_alone_and_nobody_else_is_suspected(house: RelayHouse) -> None:
     forever = asyncio.Event()
-    house.platform.answer = lambda report: forever.wait()
+
+    def hang(report: TaskReport) -> Any:
+        if report.id == "suspect":
+            house.is_killed_here()
+        return forever.wait()
+
+    house.platform.answer = hang
+    house.job("suspect")
     for _ in range(30):
         house.job()
     await house.turn()
     assert house.platform.in_flight.total() == 8
-    suspects = {job_id for job_id, count in house.platform.in_flight.items() if count}
     await house.restart()
-    house.platform.most_in_flight = 0
+    assert [job_id for job_id in house.platform.posts_by_id() if house.row(job_id).crashes] == ["suspect"]
     together: list[set[str]] = []
 
     def answer(report: TaskReport) -> None:
@@ -408,9 +414,10 @@ async def test_after_a_crash_suspects_are_sent_alone(house: RelayHouse) -> None:
 
     house.platform.answer = answer
     await house.settle()
-    assert len(house.platform.records) == 30
-    for ids in together:
-        assert len(ids) == 1 or not ids & suspects
+    assert len(house.platform.records) == 31
+    assert {"suspect"} in together
+    assert all("suspect" not in ids or len(ids) == 1 for ids in together)
+    assert any(len(ids) > 1 for ids in together)
 
 
 async def test_a_report_that_kills_the_relay_three_times_is_dead_and_the_rest_flow(house: RelayHouse) -> None:
@@ -420,7 +427,9 @@ async def test_a_report_that_kills_the_relay_three_times_is_dead_and_the_rest_fl
     async def answer(report: TaskReport) -> None:
         nonlocal died
         if report.id == killer:
+            await asyncio.sleep(0)  # it is what is done with the answer that kills
             died = True
+            house.is_killed_here()
             await asyncio.Event().wait()
 
     house.platform.answer = answer
@@ -437,6 +446,39 @@ async def test_a_report_that_kills_the_relay_three_times_is_dead_and_the_rest_fl
     assert house.phase(killer) is Phase.DEAD
     assert set(others) == set(house.platform.records)
     assert all(house.phase(job_id) is Phase.SETTLED for job_id in others)
+
+
+async def test_a_report_whose_answer_is_waited_for_is_not_to_blame_for_any_number_of_deaths(house: RelayHouse) -> None:
+    forever = asyncio.Event()
+    house.platform.answer = lambda report: forever.wait()
+    ids = {house.job() for _ in range(12)}
+    for _ in range(10):
+        await house.turn()
+        assert house.platform.in_flight.total() == 8
+        await house.restart()
+    assert house.index.counters["crashes"] == 0
+    house.platform.answer = lambda report: None
+    await house.settle()
+    assert set(house.platform.records) == ids
+    assert house.index.count(Phase.DEAD) == 0
+
+
+async def test_what_was_waited_for_when_the_relay_died_goes_behind_what_is_due(house: RelayHouse) -> None:
+    forever = asyncio.Event()
+    house.platform.answer = lambda report: forever.wait()
+    first = [house.job() for _ in range(8)]
+    await house.turn()
+    house.clock.advance(1)
+    others = [house.job() for _ in range(8)]
+    await house.turn()
+    house.clock.advance(1)
+    house.platform.posts.clear()
+    house.platform.answer = lambda report: None
+    await house.restart()
+    await house.settle()
+    sent = [str(report.id) for _, report in house.platform.posts]
+    assert set(sent[:8]) == set(others)
+    assert set(sent[8:]) == set(first)
 
 
 async def test_events_are_counted_once_whenever_the_relay_dies(house: RelayHouse) -> None:

@@ -228,6 +228,16 @@ def test_any_answer_clears_the_suspicion_of_having_killed_the_relay(index: Index
     assert only(index, "a").crashes == 0
 
 
+def test_what_is_put_last_is_due_after_the_rest_and_keeps_a_later_time(index: Index) -> None:
+    index.record([due("a"), due("b")], 1.0)
+    index.put_last([only(index, "a").row], 5.0)
+    assert [job.job_id for job in index.due(9.0, limit=10, max_bytes=10**6)] == ["b", "a"]
+    index.finish([result(only(index, "a"), Fate.RETRY)], 3.0)
+    at = only(index, "a").at
+    index.put_last([only(index, "a").row], at - 1)
+    assert only(index, "a").at == at
+
+
 def test_settled_jobs_are_forgotten_by_age_count_and_size(index: Index) -> None:
     changes = [Change(f"s{n}", Phase.SETTLED, float(n), state="x" * 100) for n in range(10)]
     index.record([*changes, due("waits")], 1.0)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from xpander_celery.relay.inflight import FILE, InFlight
 
@@ -41,3 +46,70 @@ def test_the_number_of_workers_may_change(tmp_path: Path) -> None:
 def test_garbage_accuses_nobody(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"\xff" * 11)
     assert InFlight(tmp_path, 2).suspects == []
+
+
+def marks_of(marks: InFlight) -> tuple[int, ...]:
+    return tuple(int.from_bytes(marks._map[at : at + 8], sys.byteorder, signed=True) for at in (0, 8))
+
+
+async def test_a_mark_says_whether_code_runs_or_waits(tmp_path: Path) -> None:
+    marks = InFlight(tmp_path, 2)
+    seen: list[tuple[int, ...]] = []
+    answered = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        seen.append(marks_of(marks))
+        text = await answered
+        seen.append(marks_of(marks))
+        await asyncio.sleep(0)
+        return str(text)
+
+    task = asyncio.create_task(_awaited(marks, work()))
+    await asyncio.sleep(0)
+    assert marks_of(marks) == (0, -9)
+    answered.set_result("done")
+    assert await task == "done"
+    assert seen == [(0, 9), (0, 9)]
+
+
+async def test_what_waits_when_the_process_dies_is_unanswered_and_not_suspected(tmp_path: Path) -> None:
+    marks = InFlight(tmp_path, 2)
+    task = asyncio.create_task(_awaited(marks, asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    left = (tmp_path / FILE).read_bytes()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (tmp_path / FILE).write_bytes(left)
+    after = InFlight(tmp_path, 2)
+    assert (after.suspects, after.unanswered) == ([], [9])
+
+
+async def test_errors_and_cancellations_pass_both_ways(tmp_path: Path) -> None:
+    marks = InFlight(tmp_path, 2)
+    told: list[str] = []
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            told.append("cancelled")
+        raise KeyError("x")
+
+    task = asyncio.create_task(_awaited(marks, stubborn()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(KeyError):
+        await task
+    assert told == ["cancelled"]
+
+    async def in_time() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        await _awaited(marks, in_time())
+
+
+async def _awaited(marks: InFlight, work: Coroutine[Any, Any, Any]) -> Any:
+    return await marks.watching(1, 9, work)
