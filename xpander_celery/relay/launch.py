@@ -25,8 +25,8 @@ _STARTS_WITHIN_S = 10.0  # from execution to lock
 _MAX_RESTART_WAIT_S = 300.0
 _LONG_LIFE_S = 60.0
 _LEAVES_WITHIN_S = 40.0  # it ends what it has begun to send
-_MARGIN_S = 1.0
 _ASK_AGAIN_S = 0.2
+_MARGIN_S = 0.1  # for a relay that runs once to say how it went, so that whoever flushes gets its answer in time
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,11 @@ class Launcher:
         return False
 
     def _drain(self, timeout_s: float) -> int:
-        """Run a relay until everything is delivered; returns its exit code."""
-        child = self._execute("--once", "--for", f"{timeout_s:.1f}")
+        """Run a relay until everything is delivered; returns its exit code. Takes no longer, also where it does."""
+        deadline = self._clock() + timeout_s
+        child = self._execute("--once", "--for", f"{max(0.0, timeout_s - _MARGIN_S):.1f}")
         try:
-            return child.wait(timeout_s + _MARGIN_S)
+            return child.wait(max(0.0, deadline - self._clock()))
         except subprocess.TimeoutExpired:
             child.terminate()
             _leave_running(child)

@@ -302,7 +302,7 @@ def test_a_flush_without_a_relay_runs_one_in_the_foreground(
     assert launcher(directory, clock, code).flush(5.0) is drained
     (path,) = started(directory)
     facts = json.loads(path.read_text())
-    assert facts["arguments"][1:] == ["--once", "--for", "5.0"]
+    assert facts["arguments"][1:] == ["--once", "--for", "4.9"]
     assert ended(facts["pid"])
 
 
@@ -321,7 +321,7 @@ def test_a_flush_ends_at_its_deadline(directory: Path) -> None:
     subject = Launcher(RelayConfig(directory), command=(sys.executable, "-c", RELAY, "run"))
     began = time.monotonic()
     assert not subject.flush(0.5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 1.4
     pid = json.loads(until(lambda: started(directory), what="the relay")[0].read_text())["pid"]
     until(lambda: ended(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="its end")
 
