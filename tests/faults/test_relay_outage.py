@@ -15,6 +15,7 @@ WAITING = int(os.environ.get("XPANDER_TEST_WAITING", "20000"))  # a million take
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.fault(13)
 def test_13_a_day_without_the_platform_costs_a_request_a_minute_and_all_that_waits_is_delivered_once(
     tmp_path: Path,
 ) -> None:
