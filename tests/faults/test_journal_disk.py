@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,23 +15,26 @@ from pathlib import Path
 import pytest
 
 from tests.support.journal import drain, progress, sized
+from tests.support.relay_process import AGENT, Jobs, start_relay
+from tests.support.sandbox import start_sandbox
+from tests.support.waiting import until
 from xpander_celery.journal import Appended
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.reader import FileReader
+from xpander_celery.relay.config import RelayConfig
 
 ROOT = Path(__file__).parents[2]
 SIZE = 8 * 1024**2
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB that is really mounted."""
+@contextlib.contextmanager
+def mounted(place: Path, size: int) -> Iterator[Path]:
+    """A file system of this size that is really mounted."""
     if os.geteuid() != 0 or not sys.platform.startswith("linux"):
         pytest.skip("only root on Linux can mount a small file system")
-    place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip(f"this machine does not let root mount: {mounted.stderr.strip()}")
@@ -38,6 +42,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    with mounted(tmp_path / "disk", SIZE) as place:
+        yield place
 
 
 def fill(disk: Path) -> Path:
@@ -68,6 +79,7 @@ def append_until(journal: FileJournal, wanted: Appended, name: str, kept: list[s
     raise AssertionError
 
 
+@pytest.mark.fault(27)
 def test_a_disk_that_others_fill_costs_only_counted_events_and_recovers_unaided(small_disk: Path) -> None:
     """Fault 27: full to the last byte, then freed."""
     directory = small_disk / "state" / "destination"
@@ -96,6 +108,7 @@ def test_a_disk_that_others_fill_costs_only_counted_events_and_recovers_unaided(
     assert journal.counters.buffered == 0
 
 
+@pytest.mark.fault(27)
 def test_a_disk_that_the_journal_fills_is_left_at_nine_tenths_and_drains(small_disk: Path) -> None:
     """Fault 27, with the journal itself as the one that fills: no other program meets a full disk."""
     directory = small_disk / "state" / "destination"
@@ -110,6 +123,7 @@ def test_a_disk_that_the_journal_fills_is_left_at_nine_tenths_and_drains(small_d
     assert sorted(found) == sorted(kept)
 
 
+@pytest.mark.fault(27)
 def test_a_worker_that_starts_on_a_full_disk_reports_once_it_is_freed(small_disk: Path) -> None:
     """Fault 27 at the first event of a child, whose files do not exist yet."""
     directory = small_disk / "state" / "destination"
@@ -122,6 +136,33 @@ def test_a_worker_that_starts_on_a_full_disk_reports_once_it_is_freed(small_disk
     append_until(journal, Appended.DURABLE, "freed", kept)
     journal.close()
     assert sorted(drain(FileReader(directory))) == sorted(["job-1", *kept])
+
+
+@pytest.mark.fault(27)
+def test_a_relay_on_a_disk_that_is_full_lives_and_delivers_everything_once_it_is_freed(tmp_path: Path) -> None:
+    """Fault 27 with the whole way to the platform: journal, index and the relay's own files on the full disk."""
+    with mounted(tmp_path / "disk", 96 * 1024**2) as disk, start_sandbox() as sandbox:
+        config = RelayConfig(disk / "destination", api_key=sandbox.api_key, base_url=sandbox.url)
+        jobs = Jobs(config.directory)
+        with start_relay(config) as relay:
+            kept = [job_id for job_id in ("before-1", "before-2") if jobs.job(job_id)]
+            until(lambda: len(sandbox.records(AGENT)) == 2, what="what was sent before")
+            ballast = fill(disk)
+            for number in range(200):
+                answers = jobs.started(f"full-{number}"), jobs.finished(f"full-{number}", result="x" * 2000)
+                if Appended.DROPPED not in answers:
+                    kept.append(f"full-{number}")
+            assert jobs.journal.counters.buffered > 0
+            fill(disk)  # what the relay let go of meanwhile
+            assert relay.poll() is None
+            ballast.unlink()
+            until(lambda: jobs.job("after"), what="an append to the disk")
+            kept.append("after")
+            jobs.journal.tend()
+            until(lambda: len(sandbox.records(AGENT)) == len(kept), timeout_s=90, what="everything that was kept")
+            assert {record["id"] for record in sandbox.records(AGENT)} == set(kept)
+            assert relay.poll() is None
+        jobs.close()
 
 
 def traced(tmp_path: Path, role: str, directory: Path, count: int) -> list[str]:
@@ -149,6 +190,7 @@ def traced(tmp_path: Path, role: str, directory: Path, count: int) -> list[str]:
     ]
 
 
+@pytest.mark.fault(29)
 def test_with_fsync_always_an_event_is_on_the_disk_before_append_returns(tmp_path: Path) -> None:
     """Fault 29."""
     calls = traced(tmp_path, "always", tmp_path / "journal", 3)
@@ -161,6 +203,7 @@ def test_with_fsync_always_an_event_is_on_the_disk_before_append_returns(tmp_pat
     ] * 3
 
 
+@pytest.mark.fault(29)
 def test_with_fsync_interval_the_relay_brings_events_to_the_disk(tmp_path: Path) -> None:
     """Fault 29: the writer never waits for the disk, each sync of the relay reaches all that was not settled."""
     calls = traced(tmp_path, "sync", tmp_path / "journal", 2)

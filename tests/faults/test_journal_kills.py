@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.support.journal import drain
 from tests.support.journal_process import await_ready, ledger, running
 from xpander_celery.journal.reader import FileReader
@@ -25,6 +27,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.fault(1)
 def test_writers_killed_at_random_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Fault 1: four writers at a time, KILLS of them killed at random moments, while a relay reads."""
     directory, randomness = tmp_path / "journal", random.Random(1)
@@ -54,6 +57,7 @@ def test_writers_killed_at_random_lose_nothing_that_was_acknowledged(tmp_path: P
     assert [path for path in directory.iterdir() if ".v1e1" in path.name] == []
 
 
+@pytest.mark.fault(1, 2)
 def test_writers_killed_amid_large_writes_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Faults 1 and 2: with records of 200 KB a kill often meets a write that is under way."""
     directory, randomness = tmp_path / "journal", random.Random(2)
@@ -67,6 +71,7 @@ def test_writers_killed_amid_large_writes_lose_nothing_that_was_acknowledged(tmp
         assert [entry for entry in ledger(tmp_path / f"ledger-{number}") if entry not in found] == []
 
 
+@pytest.mark.fault(2)
 def test_a_kill_in_the_middle_of_a_write_costs_that_line_only(tmp_path: Path) -> None:
     """Fault 2."""
     for _ in range(2):
@@ -78,6 +83,7 @@ def test_a_kill_in_the_middle_of_a_write_costs_that_line_only(tmp_path: Path) ->
     assert len(list((tmp_path / "corrupt").iterdir())) == 2
 
 
+@pytest.mark.fault(3, 7)
 def test_when_a_worker_dies_its_children_go_on_and_nobody_takes_it_for_alive(tmp_path: Path) -> None:
     """Faults 3 and 7: the parent held a segment when it forked; it is killed while its children write."""
     directory, ledgers = tmp_path / "journal", tmp_path / "ledgers"
@@ -113,6 +119,7 @@ def test_when_a_worker_dies_its_children_go_on_and_nobody_takes_it_for_alive(tmp
     assert len(found) == len(set(found))
 
 
+@pytest.mark.fault(5)
 def test_a_relay_killed_between_commit_and_removal_reads_nothing_twice_and_skips_nothing(tmp_path: Path) -> None:
     """Fault 5: the index has the events, the segments are still there."""
     directory, index = tmp_path / "journal", tmp_path / "index.json"
@@ -130,6 +137,7 @@ def test_a_relay_killed_between_commit_and_removal_reads_nothing_twice_and_skips
     assert [entry for entry in acknowledged if found[entry] != 1] == []
 
 
+@pytest.mark.fault(5)
 def test_relays_killed_at_random_read_everything_once(tmp_path: Path) -> None:
     """Fault 5 again, with the moment left to chance and two writers at work."""
     directory, index, randomness = tmp_path / "journal", tmp_path / "index.json", random.Random(3)

@@ -62,6 +62,7 @@ def found_by(server: RedisServer, ledgers: list[Path], spill: Path) -> set[str]:
     return found
 
 
+@pytest.mark.fault(22)
 def test_a_redis_with_an_append_only_file_that_is_killed_loses_nothing(
     durable_redis: RedisServer, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_redis_with_an_append_only_file_that_is_killed_loses_nothing(
     found_by(durable_redis, ledgers, spill)
 
 
+@pytest.mark.fault(23)
 def test_a_redis_without_one_loses_only_what_was_not_read_and_was_warned_about(
     volatile_redis: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_redis_without_one_loses_only_what_was_not_read_and_was_warned_about(
     reader.close()
 
 
+@pytest.mark.fault(24)
 def test_a_frozen_redis_costs_one_job_a_moment_and_loses_nothing(
     volatile_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_frozen_redis_costs_one_job_a_moment_and_loses_nothing(
     reader.close()
 
 
+@pytest.mark.fault(25)
 def test_after_flushall_new_events_flow(volatile_redis: RedisServer, tmp_path: Path) -> None:
     """Fault 25: the group goes with the stream."""
     with (
@@ -156,6 +160,7 @@ def test_after_flushall_new_events_flow(volatile_redis: RedisServer, tmp_path: P
             wait_until(lambda expected=expected: expected <= set(ledger(tmp_path / "index")))
 
 
+@pytest.mark.fault(26)
 def test_a_redis_that_is_out_of_memory_loses_nothing(volatile_redis: RedisServer, tmp_path: Path) -> None:
     """Fault 26: noeviction, so that it refuses; what it refuses lies in files until it has room."""
     spill = tmp_path / "spill"

@@ -85,7 +85,9 @@ class Situation:
 SITUATIONS = ["first", "usual", "rotation", "recovery", "torn"]
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.fault(32)
 def test_a_handler_that_appends_inside_append_is_recorded_and_so_is_what_it_interrupted(
     tmp_path: Path, name: str
 ) -> None:
@@ -103,8 +105,10 @@ def test_a_handler_that_appends_inside_append_is_recorded_and_so_is_what_it_inte
     pytest.fail("an append has no end")
 
 
+@pytest.mark.fault(32)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a scandir dies where it raises
 @pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.fault(32)
 def test_a_handler_that_raises_inside_append_reaches_the_job_and_costs_no_kept_event(tmp_path: Path, name: str) -> None:
     def interrupt() -> None:
         raise SoftLimitError
@@ -128,6 +132,7 @@ def test_a_handler_that_raises_inside_append_reaches_the_job_and_costs_no_kept_e
     pytest.fail("an append has no end")
 
 
+@pytest.mark.fault(32)
 def test_a_storm_of_real_signals_that_append_deadlocks_nothing_and_loses_nothing(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
     kept: list[str] = []
@@ -162,6 +167,7 @@ def test_a_storm_of_real_signals_that_append_deadlocks_nothing_and_loses_nothing
     assert sorted(drain(FileReader(tmp_path), limit=100_000)) == sorted(kept)
 
 
+@pytest.mark.fault(32)
 def test_a_signal_during_the_write_itself_is_recorded_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = FileJournal(tmp_path)
     journal.open()

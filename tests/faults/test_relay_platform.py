@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from xpander_celery.relay.rows import Phase
 from xpander_celery.relay.targets import make_targets
 
 AGENT = "agent"
+TLS = Path(__file__).parents[1] / "support" / "tls"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def most_in_a_minute(times: list[float]) -> int:
     return max((sum(first <= at < first + 60 for at in times) for first in times), default=0)
 
 
+@pytest.mark.fault(13)
 async def test_13_an_outage_of_six_hours_costs_a_request_a_minute_kills_nothing_and_drains_at_the_rate_limit(
     tmp_path: Path,
 ) -> None:
@@ -89,6 +92,7 @@ async def test_13_an_outage_of_six_hours_costs_a_request_a_minute_kills_nothing_
         assert house.index.count(Phase.DUE) == 0
 
 
+@pytest.mark.fault(13)
 async def test_13_a_single_report_in_an_outage_is_no_reason_to_ask_more_often(tmp_path: Path) -> None:
     async with relaying(tmp_path, f"http://127.0.0.1:{free_port()}", "key") as (house, through):
         began = house.clock.now()
@@ -100,6 +104,7 @@ async def test_13_a_single_report_in_an_outage_is_no_reason_to_ask_more_often(tm
         assert house.index.count(Phase.DEAD) == 0
 
 
+@pytest.mark.fault(14)
 async def test_14_a_platform_that_never_answers_times_out_and_is_left_alone(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.set_faults({"drop": "hang"})
     async with relaying(tmp_path, sandbox.url, sandbox.api_key, read_timeout_s=0.2, total_timeout_s=0.5) as (house, _):
@@ -117,6 +122,7 @@ async def test_14_a_platform_that_never_answers_times_out_and_is_left_alone(sand
         assert ids <= {record["id"] for record in sandbox.records(AGENT)}
 
 
+@pytest.mark.fault(15)
 async def test_15_a_reply_that_is_lost_leads_to_a_second_post_and_one_record(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough]
 ) -> None:
@@ -130,6 +136,7 @@ async def test_15_a_reply_that_is_lost_leads_to_a_second_post_and_one_record(
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.fault(16)
 async def test_16_after_a_429_nothing_is_sent_for_as_long_as_the_platform_asks(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], form: str
 ) -> None:
@@ -153,6 +160,7 @@ async def test_16_after_a_429_nothing_is_sent_for_as_long_as_the_platform_asks(
 @pytest.mark.parametrize(
     ("asked", "silence_s"), [("1000000000", 3600), ("soon", 0), ("-17", 0), ("Wed, 99 Foo 2026 99:99:99 GMT", 0)]
 )
+@pytest.mark.fault(17)
 async def test_17_an_absurd_retry_after_is_clamped_or_ignored(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], asked: str, silence_s: float
 ) -> None:
@@ -167,6 +175,7 @@ async def test_17_an_absurd_retry_after_is_clamped_or_ignored(
 
 
 @pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.fault(18)
 async def test_18_a_refused_report_is_dead_after_one_attempt_and_the_rest_is_unaffected(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], status: int
 ) -> None:
@@ -183,6 +192,7 @@ async def test_18_a_refused_report_is_dead_after_one_attempt_and_the_rest_is_una
     assert house.relay.gate.flow is Flow.FLOWING
 
 
+@pytest.mark.fault(19)
 async def test_19_a_report_that_alone_fails_is_dead_at_twelve_and_the_breaker_stays_closed(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough]
 ) -> None:
@@ -204,6 +214,7 @@ async def test_19_a_report_that_alone_fails_is_dead_at_twelve_and_the_breaker_st
 
 
 @pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.fault(20)
 async def test_20_a_key_that_is_revoked_for_two_hours_pauses_delivery_and_kills_nothing(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,6 +235,7 @@ async def test_20_a_key_that_is_revoked_for_two_hours_pauses_delivery_and_kills_
 
 
 @pytest.mark.parametrize("jump_s", [3600, -3600])
+@pytest.mark.fault(30)
 async def test_30_when_the_clock_jumps_there_is_neither_a_storm_nor_a_stall(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], jump_s: float
 ) -> None:
@@ -245,6 +257,7 @@ async def test_30_when_the_clock_jumps_there_is_neither_a_storm_nor_a_stall(
 
 
 @pytest.mark.parametrize("jump_s", [3600, -3600])
+@pytest.mark.fault(30)
 async def test_30_nor_when_it_jumped_while_no_relay_ran(sandbox: Sandbox, tmp_path: Path, jump_s: float) -> None:
     async with relaying(tmp_path, sandbox.url, sandbox.api_key) as (house, through):
         sandbox.set_faults({"status": 503})
@@ -261,6 +274,7 @@ async def test_30_nor_when_it_jumped_while_no_relay_ran(sandbox: Sandbox, tmp_pa
         assert {record["id"] for record in sandbox.records(AGENT)} == waiting
 
 
+@pytest.mark.fault(31)
 async def test_31_a_stale_connection_is_noticed_and_costs_nothing(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough]
 ) -> None:
@@ -274,6 +288,23 @@ async def test_31_a_stale_connection_is_noticed_and_costs_nothing(
     assert house.index.count(Phase.DEAD) == 0
 
 
+@pytest.mark.fault(31)
+async def test_31_connections_that_the_platform_drops_when_they_are_idle_cost_no_second_request(tmp_path: Path) -> None:
+    """As load balancers do, without a word in the answer before."""
+    with closing_after_each_answer() as (port, taken):
+        async with relaying(tmp_path, f"http://127.0.0.1:{port}", "key") as (house, through):
+            ids = set()
+            for _ in range(10):
+                ids |= {house.job() for _ in range(8)}
+                await house.settle()
+                time.sleep(0.02)  # the connections end while the loop does not look
+            assert house.index.count(Phase.SETTLED) == 80
+            assert len(through.times) == 80
+            assert len(taken) == 80
+            assert house.index.counters["retried"] == 0
+
+
+@pytest.mark.fault(31)
 async def test_31_a_name_that_does_not_resolve_uses_no_attempt(tmp_path: Path) -> None:
     async with relaying(tmp_path, "http://no-such-host.invalid", "key") as (house, through):
         ids = [house.job() for _ in range(10)]
@@ -282,17 +313,20 @@ async def test_31_a_name_that_does_not_resolve_uses_no_attempt(tmp_path: Path) -
         assert {(house.row(job_id).phase, house.row(job_id).attempts) for job_id in ids} == {(Phase.DUE, 0)}
 
 
-async def test_31_a_certificate_that_nobody_trusts_uses_no_attempt(tmp_path: Path) -> None:
-    with not_tls() as port:
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("server", ["untrusted", "not_tls"])
+async def test_31_a_certificate_that_nobody_trusts_uses_no_attempt(tmp_path: Path, server: str) -> None:
+    with refusing_handshakes(with_certificate=server == "untrusted") as port:
         async with relaying(tmp_path, f"https://127.0.0.1:{port}", "key") as (house, through):
             ids = [house.job() for _ in range(10)]
             await house.go_on(1200, step_s=10)
             assert len(through.times) > 10
             assert {(house.row(job_id).phase, house.row(job_id).attempts) for job_id in ids} == {(Phase.DUE, 0)}
-            assert "SSL" in str(house.row(ids[0]).reason).upper()
+            reason = str(house.row(ids[0]).reason)
+            assert ("CERTIFICATE_VERIFY_FAILED" if server == "untrusted" else "SSL") in reason
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.fault(33)
 async def test_33_a_redirect_is_not_followed_and_pauses_delivery_with_one_clear_line(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,26 +344,61 @@ async def test_33_a_redirect_is_not_followed_and_pauses_delivery_with_one_clear_
     assert sandbox.record(job_id) is not None
 
 
-class not_tls:  # noqa: N801 - reads as a function
-    """A server that speaks TLS with a certificate of its own making, as far as a handshake that fails shows."""
+@contextmanager
+def serving(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that gives each connection to `serve`, one after the other, and then closes it."""
 
-    def __enter__(self) -> int:
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-        return int(self._server.getsockname()[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self._thread.join()
-
-    def _serve(self) -> None:
+    def accept() -> None:
         while True:
             try:
-                connection, _ = self._server.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            with connection, suppress(OSError):
+                serve(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@contextmanager
+def refusing_handshakes(*, with_certificate: bool) -> Iterator[int]:
+    """A server that speaks TLS with a certificate that it signed itself; or none at all, where TLS is expected."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+
+    def serve(connection: socket.socket) -> None:
+        if with_certificate:
+            context.wrap_socket(connection, server_side=True).close()
+        else:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with serving(serve) as port:
+        yield port
+
+
+@contextmanager
+def closing_after_each_answer() -> Iterator[tuple[int, list[bytes]]]:
+    """A platform that says nothing of it, but closes each connection when it has answered; and what it took."""
+    taken: list[bytes] = []
+    body = b'{"id":"a"}'
+
+    def serve(connection: socket.socket) -> None:
+        with connection.makefile("rb") as file:
+            size = 0
+            while (line := file.readline()) not in (b"\r\n", b""):
+                if line.lower().startswith(b"content-length:"):
+                    size = int(line.split(b":")[1])
+            if size:
+                taken.append(file.read(size))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with serving(serve) as port:
+        yield port, taken

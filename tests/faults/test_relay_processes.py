@@ -62,6 +62,7 @@ def until_drained(config: RelayConfig) -> None:
     until(lambda: Launcher(config).flush(10.0, foreground=False), timeout_s=60, what="everything delivered")
 
 
+@pytest.mark.fault(3)
 def test_3_a_killed_worker_leaves_lost_jobs_that_the_next_relay_closes(
     sandbox: Sandbox, config: RelayConfig, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_3_a_killed_worker_leaves_lost_jobs_that_the_next_relay_closes(
     assert list(config.directory.glob("*-0*")) == []
 
 
+@pytest.mark.fault(4)
 def test_4_killed_between_the_answer_and_the_acknowledgement_it_sends_twice_and_leaves_one_record(
     sandbox: Sandbox, config: RelayConfig, jobs: Jobs
 ) -> None:
@@ -98,6 +100,7 @@ def test_4_killed_between_the_answer_and_the_acknowledgement_it_sends_twice_and_
     assert [record["id"] for record in sandbox.records(AGENT)] == ["a"]
 
 
+@pytest.mark.fault(5)
 def test_5_killed_between_commit_and_unlink_it_reads_again_and_leaves_one_record(
     sandbox: Sandbox, config: RelayConfig
 ) -> None:
@@ -117,6 +120,7 @@ def test_5_killed_between_commit_and_unlink_it_reads_again_and_leaves_one_record
     assert list(config.directory.glob("*-0*")) == []
 
 
+@pytest.mark.fault(6)
 def test_6_of_two_relays_one_holds_the_lock_and_the_other_ends_well(config: RelayConfig, jobs: Jobs) -> None:
     with start_relay(config) as first:
         with start_relay(config, ready=False) as second:
@@ -134,6 +138,7 @@ def test_6_of_two_relays_one_holds_the_lock_and_the_other_ends_well(config: Rela
     ],
     ids=["before it is sent", "with its answer"],
 )
+@pytest.mark.fault(21)
 def test_21_a_report_that_kills_the_relay_is_dead_after_three_deaths_and_the_rest_flow(
     sandbox: Sandbox, config: RelayConfig, jobs: Jobs, settings: dict[str, str]
 ) -> None:
@@ -156,6 +161,7 @@ def test_21_a_report_that_kills_the_relay_is_dead_after_three_deaths_and_the_res
     assert {record["id"] for record in sandbox.records(AGENT)} - {"poison"} == set(ids)
 
 
+@pytest.mark.fault(21)
 def test_21_a_report_that_is_on_its_way_whenever_the_relay_is_killed_is_not_its_cause(
     sandbox: Sandbox, config: RelayConfig, jobs: Jobs
 ) -> None:
@@ -175,6 +181,7 @@ def test_21_a_report_that_is_on_its_way_whenever_the_relay_is_killed_is_not_its_
     assert (counter(config, "crashes"), status(config).dead) == (0, 0)
 
 
+@pytest.mark.fault(21)
 def test_21_nor_are_reports_the_cause_of_kills_at_random(sandbox: Sandbox, config: RelayConfig, jobs: Jobs) -> None:
     chance = random.Random(21)
     sandbox.set_faults({"delay_s": 0.05, "method": "POST"})
@@ -194,6 +201,7 @@ def test_21_nor_are_reports_the_cause_of_kills_at_random(sandbox: Sandbox, confi
     assert status(config).dead == 0
 
 
+@pytest.mark.fault(28)
 def test_28_a_damaged_index_is_put_aside_and_what_was_not_read_is_delivered(
     sandbox: Sandbox, config: RelayConfig, jobs: Jobs
 ) -> None:
@@ -217,6 +225,7 @@ def test_28_a_damaged_index_is_put_aside_and_what_was_not_read_is_delivered(
     assert kept.read_bytes().startswith(b"garbage")
 
 
+@pytest.mark.fault(28)
 def test_28_damage_that_shows_while_the_relay_runs_is_survived_by_the_same_process(
     sandbox: Sandbox, config: RelayConfig, jobs: Jobs
 ) -> None:
@@ -236,6 +245,36 @@ def test_28_damage_that_shows_while_the_relay_runs_is_survived_by_the_same_proce
         assert relay.poll() is None
     assert "new" in {record["id"] for record in sandbox.records(AGENT)}
     assert counter(config, "indexes_quarantined") == 1
+
+
+@pytest.mark.fault(29)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the names of open files are read from /proc")
+def test_29_what_is_appended_is_safe_from_a_power_cut_half_a_second_later(
+    sandbox: Sandbox, config: RelayConfig, jobs: Jobs
+) -> None:
+    """A relay at work under load: the sync is a part of its loop, so whatever else that does must not hold it up."""
+    sandbox.set_faults({"delay_s": 0.02, "method": "POST"})
+    written: list[tuple[float, int]] = []  # when the segment had which size
+    with start_relay(config, role="note-syncs") as relay:
+        until(lambda: status(config), what="the relay at work")
+        segment = until(lambda: jobs.job("first") and next(config.directory.glob("*-0*")), what="a segment")
+        for number in range(400):
+            jobs.job(f"job-{number}", input="x" * 2000)
+            written.append((time.monotonic(), segment.stat().st_size))
+            time.sleep(0.005)  # as jobs come in
+        syncs = config.directory.parent / "syncs"
+        last = written[-1][1]
+        until(lambda: any(size >= last for _, size in synced(syncs, segment.name)), what="the last one to be safe")
+        assert relay.poll() is None
+    done = synced(syncs, segment.name)
+    waited = [next(at for at, size in done if size >= wanted) - when for when, wanted in written]
+    assert max(waited) <= 0.5, f"{max(waited):.3f} s"
+
+
+def synced(path: Path, name: str) -> list[tuple[float, int]]:
+    """When the segment was safe, and up to where."""
+    lines = [line.split() for line in _read(path).splitlines()]
+    return [(float(at), int(size)) for at, what, size in lines if what == name]
 
 
 # Stopping

@@ -143,6 +143,36 @@ def die_before_settling() -> int:
     return main(sys.argv[2:], os.environ)
 
 
+def note_syncs() -> int:
+    """A relay that notes up to where a segment is safe from a power cut, and since when: `time name size` a line.
+
+    Safe is what was synced, and what the index has, which is synced with each of its transactions.
+    """
+    from xpander_celery.journal import reader
+    from xpander_celery.relay.process import main
+
+    notes = RelayConfig.from_environ(os.environ).directory.parent / "syncs"
+    sync, settle = reader._fdatasync, reader.FileReader.settle
+
+    def note(name: str, size: int) -> None:
+        with notes.open("a") as file:
+            file.write(f"{time.monotonic()} {name} {size}\n")
+
+    def synced(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size  # what is written later may not be on the disk yet
+        sync(descriptor)
+        note(Path(f"/proc/self/fd/{descriptor}").readlink().name, size)
+
+    def settled(self: reader.FileReader, batch: Any) -> None:
+        for name, position in batch.positions.items():
+            note(name, position)
+        settle(self, batch)
+
+    reader._fdatasync = synced
+    reader.FileReader.settle = settled  # type: ignore[method-assign]
+    return main(sys.argv[2:], os.environ)
+
+
 def worker(directory: Path, ledger: Path, children: int) -> None:
     """A worker's main process, which forks children; each child starts a job and never ends it."""
     journal = FileJournal(directory)
@@ -162,5 +192,7 @@ def worker(directory: Path, ledger: Path, children: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "die-before-settling":
         sys.exit(die_before_settling())
+    elif sys.argv[1] == "note-syncs":
+        sys.exit(note_syncs())
     elif sys.argv[1] == "worker":
         worker(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
