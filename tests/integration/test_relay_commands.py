@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from tests.support.waiting import until
 from xpander_celery.errors import JournalError
 from xpander_celery.relay.commands import add_parsers
 from xpander_celery.relay.config import RelayConfig
+from xpander_celery.relay.schema import FILE
 from xpander_celery.relay.status import EXIT_LEFT, is_running
 
 Run = Callable[..., tuple[int, list[Any]]]
@@ -141,7 +144,7 @@ def test_dead_reports_are_purged(run: Run, dead: Sandbox) -> None:
 def test_draining_says_when_something_is_left(run: Run, sandbox: Sandbox, config: RelayConfig, jobs: Jobs) -> None:
     sandbox.set_faults({"status": 503})
     jobs.job("a")
-    code, (said,) = run("journal", "drain", "--timeout", "1", "--json")
+    code, (said,) = run("journal", "drain", "--timeout", "5", "--json")  # a relay has to start within that
     assert code == EXIT_LEFT
     assert (said["drained"], said["waiting"]) == (False, 1)
     assert "Not everything" in run("journal", "drain", "--timeout", "1")[1][0]
@@ -167,6 +170,7 @@ def test_the_check_says_how_the_relay_stands(run: Run, sandbox: Sandbox, config:
         assert "delivered 1" in lines[-1]
         code, (said,) = run("relay", "--check", "--json")
         assert (code, said["well"], said["counters"]["appended"], said["waiting"]) == (0, True, 2, 0)
+        assert said["counters"]["dropped"] == said["counters"]["died"] == said["counters"]["retried"] == 0
     until(lambda: not is_running(config.directory), what="the end of the relay")
     code, lines = run("relay", "--check")
     assert code == 1
@@ -179,6 +183,40 @@ def test_the_check_says_why_delivery_is_paused(run: Run, sandbox: Sandbox, confi
         jobs.job("a")
         until(lambda: status(config).flow == "paused", what="a pause")
         assert any("XPANDER_API_KEY" in line for line in run("relay", "--check")[1])
+
+
+def test_what_scripts_count_is_all_there(run: Run, sandbox: Sandbox, config: RelayConfig, jobs: Jobs) -> None:
+    sandbox.set_faults(
+        {"status": 503, "id": "late", "count": 1}, {"status": 422, "id": "bad"}, {"status": 401, "id": "x"}
+    )
+    with start_relay(config):
+        for job_id in ("good", "late", "bad"):
+            jobs.job(job_id)
+        until(lambda: status(config).counters.get("delivered") == 2 and status(config).dead == 1, what="three ends")
+        jobs.job("x")
+        until(lambda: status(config).flow == "paused" and status(config).oldest_waiting_s > 1, what="a pause")
+        _, (said,) = run("relay", "--check", "--json")
+    counters = said["counters"]
+    assert {name: counters[name] for name in ("appended", "delivered", "died", "dropped")} == {
+        "appended": 8, "delivered": 2, "died": 1, "dropped": 0,
+    }  # fmt: skip
+    assert counters["retried"] >= 2
+    assert (said["waiting"], said["dead"], said["flow"]) == (1, 1, "paused")
+    assert 1 < said["oldest_waiting_s"] < 60
+    assert "XPANDER_API_KEY" in said["reason"]
+
+
+def test_an_index_of_a_later_release_is_left_alone_by_commands_too(run: Run, config: RelayConfig, jobs: Jobs) -> None:
+    path = config.directory / FILE
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+        database.commit()
+    before = path.read_bytes()
+    for command in (("list",), ("show", "a"), ("requeue", "--all"), ("purge", "--all")):
+        with pytest.raises(JournalError, match="a later release of xpander-celery wrote"):
+            run("journal", *command)
+    assert path.read_bytes() == before
+    assert not is_running(config.directory)
 
 
 @pytest.mark.parametrize("options", [["--once"], []])

@@ -26,6 +26,7 @@ _PHASES = ("dead", "waiting", "held", "running", "settled")
 _INTERNAL = {"waiting": "due", "running": "open"}
 _ANSWERS_WITHIN_S = 60.0
 _STALE_AFTER_S = 30.0
+_COUNTERS = ("appended", "delivered", "retried", "died", "dropped", "corrupt")  # there also where they are 0
 
 _Ask = Callable[..., dict[str, Any]]
 
@@ -91,7 +92,9 @@ def _check(arguments: argparse.Namespace, config: RelayConfig) -> int:
     runs = is_running(config.directory)
     is_well = runs and age_s is not None and age_s < _STALE_AFTER_S
     if arguments.json:
-        _print_json({"running": runs, "well": is_well, **(asdict(status) if status is not None else {})})
+        known = asdict(status) if status is not None else {}
+        counters = dict.fromkeys(_COUNTERS, 0) | known.get("counters", {})
+        _print_json({"running": runs, "well": is_well, **known, "counters": counters})
         return 0 if is_well else 1
     if status is None:
         _print(f"No relay has run for {config.directory}.")
@@ -231,12 +234,11 @@ def _desk(config: RelayConfig) -> Iterator[_Ask]:
     from xpander_celery.relay.desk import Desk
     from xpander_celery.relay.index import Index
 
-    index = Index.open(config.directory, max_bytes=config.max_index_bytes)
-    desk = Desk(index, now=time.time, redelivery_wait_s=config.redelivery_wait_s)
     try:
-        yield lambda verb, **arguments: _checked(desk.answer(verb, arguments))
+        with contextlib.closing(Index.open(config.directory, max_bytes=config.max_index_bytes)) as index:
+            desk = Desk(index, now=time.time, redelivery_wait_s=config.redelivery_wait_s)
+            yield lambda verb, **arguments: _checked(desk.answer(verb, arguments))
     finally:
-        index.close()
         lock.release()
 
 
