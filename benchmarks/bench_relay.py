@@ -1,6 +1,6 @@
 """What the relay costs and how fast it is: throughput, latency, memory, start-up, and growth with what waits.
 
-    python benchmarks/bench_relay.py [--waiting N] [--quick] [--directory PATH] [--json]
+    python benchmarks/bench_relay.py [--only PART ...] [--waiting N] [--quick] [--directory PATH] [--json]
 
 A real relay process delivers to a bare HTTP server in another process. Throughput is counted by the relay's own CPU
 time, so that a busy machine does not change it; growth compares two indexes whose turns alternate. Exits with 1 when a
@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from xpander_celery.events import decode, encode
+from xpander_celery.fold import fold
 from xpander_celery.journal import Batch
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.relay.config import RelayConfig
 from xpander_celery.relay.index import Index
 from xpander_celery.relay.ingest import MAX_BATCH, Ingest
 from xpander_celery.relay.policy import Fate
-from xpander_celery.relay.rows import Phase, Result
+from xpander_celery.relay.rows import Change, Phase, Result
 from xpander_celery.relay.status import Status, is_running
 
 AT_MOST = {
@@ -278,8 +279,8 @@ def start_up(directory: Path, runs: int) -> dict[str, float]:
 class Source:
     """A journal without end, of jobs that are over."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, first: int) -> None:
+        self.number = first
 
     def poll(self, limit: int) -> Batch:
         numbers = range(self.number, self.number + limit // 2)
@@ -306,10 +307,23 @@ class Waiting:
     def __init__(self, directory: Path, count: int) -> None:
         self.index = Index.open(directory, max_bytes=64 * 1024**3)
         self.ingest = Ingest(
-            reader=Source(), index=self.index, redelivery_wait_s=7200, set_aside=lambda job_id, events: None
+            reader=Source(count), index=self.index, redelivery_wait_s=7200, set_aside=lambda job_id, events: None
         )
-        while self.index.count(Phase.DUE) < count:
-            self.ingest.take(time.time())
+        self._fill(count)
+
+    def _fill(self, count: int) -> None:
+        """As ingest would, but for the reading and folding of each job."""
+        events = [decode(encode(event)) for event in events_of(0, "0" * 16)]
+        state = fold(events).model_dump_json()
+        for first in range(0, count, MAX_BATCH):
+            now = time.time()
+            ids = [job_id(number) for number in range(first, min(first + MAX_BATCH, count))]
+            states = [state.replace(job_id(0), known) for known in ids]
+            changes = [
+                Change(known, Phase.DUE, now, state=text, agent_id="agent-123")
+                for known, text in zip(ids, states, strict=True)
+            ]
+            self.index.record(changes, now)
 
     def ingest_us(self) -> float:
         began = time.perf_counter()
@@ -364,23 +378,29 @@ def memory_while_much_waits(directory: Path, seconds: float) -> dict[str, float]
     return {"waiting_memory_mb": most}
 
 
+PARTS = ("throughput", "round-trips", "start-up", "at-rest", "growth")
+
+
 def measured(options: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
+    quick = options.quick
     with tempfile.TemporaryDirectory(dir=options.directory) as place:
-
-        def folder(name: str) -> Path:
-            path = Path(place) / name
-            path.mkdir(mode=0o700)
-            return path
-
-        quick = options.quick
-        figures |= throughput(folder("throughput"), 3000 if quick else 20_000)
-        figures |= official_client(40 if quick else 150, figures["reports_per_core_second"])
-        figures |= round_trips(folder("round-trips"), 400 if quick else 1600)
-        figures |= start_up(folder("start-up"), 5 if quick else 10)
-        figures |= at_rest(folder("at-rest"), 4.0 if quick else 15.0, 20 if quick else 200)
-        figures |= growth(folder("growth"), options.waiting, 20 if quick else 60)
-        figures |= memory_while_much_waits(Path(place) / "growth" / "many", 5.0 if quick else 15.0)
+        for part in options.only or PARTS:
+            folder = Path(place) / part
+            folder.mkdir(mode=0o700)
+            match part:
+                case "throughput":
+                    figures |= throughput(folder, 3000 if quick else 20_000)
+                    figures |= official_client(40 if quick else 150, figures["reports_per_core_second"])
+                case "round-trips":
+                    figures |= round_trips(folder, 400 if quick else 1600)
+                case "start-up":
+                    figures |= start_up(folder, 5 if quick else 10)
+                case "at-rest":
+                    figures |= at_rest(folder, 4.0 if quick else 15.0, 20 if quick else 200)
+                case "growth":
+                    figures |= growth(folder, options.waiting, 20 if quick else 60)
+                    figures |= memory_while_much_waits(folder / "many", 5.0 if quick else 15.0)
     return figures
 
 
@@ -402,6 +422,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--waiting", type=int, help="reports that wait (default 1,000,000; quick: 50,000)")
     parser.add_argument("--quick", action="store_true", help="smaller, for CI")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--directory", type=Path, help="where to write (default: the temporary directory)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -412,7 +433,7 @@ def main() -> int:
         print(json.dumps(figures | {"exceeded": over}))
     else:
         show(figures)
-        print(f"over budget: {', '.join(over)}" if over else "every budget holds")
+        print(f"over budget, so the exit status is 1: {', '.join(over)}" if over else "every budget holds")
     return 1 if over else 0
 
 
