@@ -61,7 +61,7 @@ class Platform:
             raise NetworkError("POST: no answer (ConnectError: connection refused)")
         self.taken[int(str(report.id).rpartition("-")[2])] += 1
         self._last_minute.append(now)
-        while self._last_minute[0] <= now - 60:
+        while self._last_minute[0] <= now - 60 + 1e-5:  # what a float leaves of a minute of small steps
             self._last_minute.popleft()
         self.most_in_a_minute = max(self.most_in_a_minute, len(self._last_minute))
 

@@ -125,7 +125,9 @@ class RateLimit:
     def __init__(self, per_minute: int | None) -> None:
         self._burst = max(1, (per_minute or 0) // 10)
         self._interval_s = 60.0 / (per_minute - self._burst + 1) if per_minute else 0.0
-        self._next = float("-inf")  # when the next report would be due at an even pace
+        # When the next report would be due at an even pace, counted from a time at which none was ahead of it: small
+        # steps added to seconds since the epoch, of which a float holds less than a millionth, would drift.
+        self._from = self._next_s = 0.0
         self._on_their_way = 0
 
     def opens_at(self) -> float:
@@ -133,7 +135,7 @@ class RateLimit:
         if not self._interval_s:
             return 0.0
         ahead = self._burst - 1 - self._on_their_way
-        return self._next - ahead * self._interval_s if ahead >= 0 else float("inf")
+        return self._from + (self._next_s - ahead * self._interval_s) if ahead >= 0 else float("inf")
 
     def take(self) -> None:
         """A report is let out."""
@@ -142,7 +144,9 @@ class RateLimit:
     def answered(self, now: float) -> None:
         """It has arrived by now, or never will."""
         self._on_their_way -= 1
-        self._next = max(self._next, now) + self._interval_s
+        if now - self._from >= self._next_s:
+            self._from, self._next_s = now, 0.0
+        self._next_s += self._interval_s
 
     def give_back(self) -> None:
         """It was not sent."""
@@ -150,7 +154,9 @@ class RateLimit:
 
     def assume_spent(self, at: float) -> None:
         """Another relay may have sent all that it was allowed to, until then."""
-        self._next = max(self._next, at + self._burst * self._interval_s)
+        spent_s = self._burst * self._interval_s
+        if at - self._from + spent_s > self._next_s:
+            self._from, self._next_s = at, spent_s
 
 
 class Gate:

@@ -428,6 +428,18 @@ def test_what_a_relay_sent_long_ago_is_spent_no_more() -> None:
         rate.take()
 
 
+def test_many_small_steps_at_a_time_of_day_do_not_drift() -> None:
+    rate, now, taken = RateLimit(50_000), 1_800_000_000.0, 0
+    for _ in range(9000):
+        while now >= rate.opens_at():
+            rate.take()
+            rate.answered(now)
+            taken += 1
+        now += 0.1
+    at_once, minutes = 5000, 8999 / 600
+    assert taken == pytest.approx(at_once + (50_000 - at_once + 1) * minutes, abs=2)
+
+
 def test_without_a_rate_limit_there_is_no_wait() -> None:
     rate = RateLimit(None)
     rate.assume_spent(5.0)
