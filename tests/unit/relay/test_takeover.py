@@ -266,6 +266,7 @@ async def test_a_report_that_kills_its_relays_is_dead_at_last_wherever_they_run(
 
     async def never(report: TaskReport) -> None:
         if report.id == "poison":
+            house.is_killed_here()
             await asyncio.Event().wait()
 
     fleet.platform.answer = never
