@@ -33,6 +33,15 @@ def create_locked(path: Path) -> int:
     return descriptor
 
 
+def identity_of(descriptor: int) -> tuple[int, int] | None:
+    """Which file is behind `descriptor` (device and inode); None where none is."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def is_free(descriptor: int) -> bool:
     """Whether nobody else has the file of `descriptor` open and locked."""
     try:

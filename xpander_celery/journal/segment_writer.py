@@ -5,7 +5,9 @@ event. Nothing here waits for another thread: signal handlers, threads and green
 
 The number of the segment's descriptor stays the same as long as the process lives: rotation and closing put another
 file behind it (dup2). So a thread that has read the number and is about to write never meets a file of the user's
-that got the number meanwhile.
+that got the number meanwhile. Where a program closes all descriptors that it finds, as daemons do, a file of the user's
+may get the number all the same: so before a write that does not follow another one closely, and before it is closed or
+replaced, it is asked which file is behind it.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from pathlib import Path
 
 from xpander_celery.journal import liveness, location
 from xpander_celery.journal.capacity import Capacity
-from xpander_celery.journal.locks import create_locked
+from xpander_celery.journal.locks import create_locked, identity_of
 from xpander_celery.journal.segments import segment_name
 
 MAX_SEGMENT_BYTES = 4 * 1024**2
 MAX_SEGMENT_AGE_S = 60.0
+TRUSTED_S = 0.01  # for so long after a write its descriptor is taken to be what it was: asking takes 2 us
 
 _NEVER = float("-inf")
 _TRIES = 2
+_FILES_KNOWN = 4  # the last files behind one descriptor: threads may rotate at once
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 
@@ -39,6 +43,9 @@ class SegmentWriter:
         self._clock = clock
         self._descriptor: dict[str, int] = {}  # at most one, under "segment": a dict, since its setdefault is atomic
         self._liveness: list[int] = []  # more than one only if threads met at the first line
+        self._known: dict[
+            int, tuple[tuple[int, int] | None, ...]
+        ] = {}  # by descriptor: the files that may be behind it
         self._is_prepared = False
         self.forget()
 
@@ -47,11 +54,13 @@ class SegmentWriter:
         self._let_go([*self._descriptor.values(), *self._liveness])
         self._descriptor = {}
         self._liveness = []
+        self._known = {}
         self._numbers = itertools.count()
         self._generation = 0
         self._size = 0
         self._granted = self._left = 0  # bytes to write until size and capacity are looked at again
         self._rotate_at = _NEVER
+        self._trusted_until = _NEVER
         self._is_torn = False
         self.process_id = liveness.new_process_id()
 
@@ -66,6 +75,13 @@ class SegmentWriter:
     def write(self, line: bytes) -> None:
         """Append one line by one system call; durable when it returns. A full journal is an OSError (ENOSPC) too."""
         now = self._clock()
+        if (
+            now >= self._trusted_until
+            and self._rotate_at != _NEVER
+            and not self._is_ours(self._descriptor.get("segment", -1))
+        ):
+            self._open_again(now)
+        self._trusted_until = now + TRUSTED_S
         if self._left <= 0 or now >= self._rotate_at:
             self._look_around(now)
         self._left -= len(line)
@@ -129,9 +145,13 @@ class SegmentWriter:
             if has_one:
                 return  # the old one serves for another term
             raise
+        self._known[fresh] = (identity_of(fresh),)
         current = self._descriptor.setdefault("segment", fresh)
-        if current != fresh:
+        if current != fresh and not self._is_ours(current):
+            self._descriptor = {"segment": fresh}
+        elif current != fresh:
             self._generation += 1
+            self._known[current] = (*self._known[current][-_FILES_KNOWN:], *self._known.pop(fresh))
             os.dup2(fresh, current, inheritable=False)
             os.close(fresh)
         self._rotate_at = now + MAX_SEGMENT_AGE_S
@@ -143,7 +163,9 @@ class SegmentWriter:
             location.prepare(self._directory)
             self._is_prepared = True
         if not self._liveness:
-            self._liveness.append(liveness.announce(self._directory, self.process_id))
+            descriptor = liveness.announce(self._directory, self.process_id)
+            self._known[descriptor] = (identity_of(descriptor),)
+            self._liveness.append(descriptor)
 
     def _create(self) -> int:
         try:
@@ -176,7 +198,11 @@ class SegmentWriter:
         current = self._descriptor.get("segment")
         if current is not None and self._rotate_at != _NEVER:
             self._rotate_at = _NEVER
+            if not self._is_ours(current):
+                self._descriptor = {}
+                return
             nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # a write to it fails with EBADF
+            self._known[current] = (*self._known[current], identity_of(nothing))
             os.dup2(nothing, current, inheritable=False)
             os.close(nothing)
 
@@ -187,13 +213,16 @@ class SegmentWriter:
             liveness.withdraw(self._directory, self.process_id)
             self._let_go(self._liveness)
 
-    @staticmethod
-    def _let_go(descriptors: list[int]) -> None:
+    def _is_ours(self, descriptor: int) -> bool:
+        """Whether a file is behind it that was put there here."""
+        identity = identity_of(descriptor)
+        return identity is not None and identity in self._known.get(descriptor, ())
+
+    def _let_go(self, descriptors: list[int]) -> None:
         while descriptors:
-            try:
-                os.close(descriptors.pop())
-            except OSError:
-                continue  # closed by a daemon that closes all it finds
+            descriptor = descriptors.pop()
+            if self._is_ours(descriptor):
+                os.close(descriptor)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -425,6 +425,28 @@ def test_descriptors_that_were_closed_behind_its_back_are_opened_again(journal: 
     assert drain(reader) == ["job-1", "job-2"]
 
 
+def test_a_file_of_the_users_that_got_the_number_of_a_descriptor_is_left_alone(
+    journal: FileJournal, directory: Path, tmp_path: Path
+) -> None:
+    journal.append(progress(1))
+    numbers = [*journal._segments._descriptor.values(), *journal._segments._liveness]
+    own = tmp_path / "own"
+    with own.open("wb") as file:
+        for number in numbers:  # as if all were closed, and then files opened
+            os.dup2(file.fileno(), number)
+        journal._segments._trusted_until = 0.0
+        assert journal.append(progress(2)) is Appended.DURABLE
+        journal._segments._rotate_at = 0.0
+        assert journal.append(progress(3)) is Appended.DURABLE
+        assert FileReader(directory).is_alive(journal.process_id)
+        journal.close()
+        for number in numbers:
+            os.write(number, b"x")
+            os.close(number)
+    assert own.read_bytes() == b"xx"
+    assert drain(FileReader(directory)) == ["job-1", "job-2", "job-3"]
+
+
 def test_a_program_that_is_executed_inherits_nothing(journal: FileJournal) -> None:
     journal.append(progress(1))
     for descriptor in (*journal._segments._descriptor.values(), *journal._segments._liveness):
