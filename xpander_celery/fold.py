@@ -212,8 +212,9 @@ def verdict(state: JobState, *, now: float, gone: Mapping[str, float], redeliver
     over = max((i for i, (_, a) in enumerate(order) if a.end is not None and not a.continues), default=-1)
     silent = [attempt for _, attempt in order[over + 1 :] if attempt.end is None]
     waits = [wait for attempt in silent if (wait := _wait_for_word(attempt, now, gone, redelivery_wait_s))]
-    if over >= 0 and not waits and (wait := _wait_for_child(order[over][1], now, gone)):
-        waits = [wait]
+    if over >= 0 and not waits:
+        wait = _wait_for_child(order[over][1], now, gone) or _wait_for_next(order[-1][1], now, redelivery_wait_s)
+        waits = [wait] if wait else []
     if waits:
         until = min((wait.until for wait in waits if wait.until is not None), default=None)
         return Open(until, frozenset().union(*(wait.watch for wait in waits)))
@@ -256,6 +257,15 @@ def _wait_for_child(attempt: Attempt, now: float, gone: Mapping[str, float]) -> 
     until = ended.at + _CHILD_WORD_S
     watch = frozenset((started.child,)) if started is not None else frozenset[str]()
     return Open(until, watch) if now < until else None
+
+
+def _wait_for_next(newest: Attempt, now: float, redelivery_wait_s: float) -> Open | None:
+    """How long the attempt may still come that `newest` said would follow; None: no longer, or it said no such thing.
+
+    A job that was given up, since it was killed when it had published its retry, goes on all the same.
+    """
+    until = newest.end.at + redelivery_wait_s if newest.end is not None and newest.continues else now
+    return Open(until, frozenset()) if now < until else None
 
 
 def _patience_s(facts: JobFacts, redelivery_wait_s: float) -> float:

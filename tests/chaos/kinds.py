@@ -87,11 +87,12 @@ def allowed(kind: Kind, attempts: Sequence[Attempt], struck: Collection[int]) ->
     """The outcomes that a record may have."""
     if not kind.begins:
         return {kind.outcome}
-    completed = sum(attempt.is_over for attempt in attempts)
     is_struck = not attempts or len(attempts) - 1 in struck
     if not kind.runs:
         return {kind.outcome, LOST} if is_struck else {kind.outcome}
-    outcomes = {kind.outcome} if completed >= kind.runs else set()
+    # what was killed may have published its next attempt before, so the last one decides
+    is_through = len(attempts) >= kind.runs and attempts[-1].is_over
+    outcomes = {kind.outcome} if is_through else set()
     # an attempt may be killed before its ledger has it: then the job did not come as far as it should
     if (is_struck or not outcomes) and len(attempts) + 1 >= kind.lives:
         outcomes.add(LOST)
@@ -111,7 +112,7 @@ def faults_of(
     if record["is_success"] is not (outcome in ("succeeded", "ignored")):
         faults.append(f"{outcome}, and is_success is {record['is_success']}")
     is_cut = kind.begins and sum(attempt.is_over for attempt in attempts) < max(kind.runs, not attempts)
-    unseen = len(struck) + is_cut
+    unseen = len(struck) + is_cut + kind.is_terminated
     spent = sum(attempt.tokens for attempt in attempts)
     tokens = (record["tokens"] or {}).get("prompt_tokens", 0)
     if not spent <= tokens <= spent + _SPENT_AT_ONCE * unseen:

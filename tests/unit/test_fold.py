@@ -242,6 +242,16 @@ class TestContinuing:
         assert (result.outcome, result.report.result, result.inferred) == (Outcome.SUCCEEDED, "ok", False)
 
 
+def test_a_job_that_goes_on_after_it_was_given_up_is_waited_for_again() -> None:
+    """It was killed when it had published its retry, which is retried once more."""
+    events = [started(), ended(at=105), started("a2", 110, retries=1), finished("a2", "retried", at=111, spent=5)]
+    for order in itertools.permutations(events):
+        assert judged(*order, now=112) == Open(111 + WAIT, frozenset())
+    third = finished("a3", "failed", at=121), started("a3", 120, retries=2)
+    assert final(*events, *third).outcome is Outcome.FAILED
+    assert final(*events, now=111 + WAIT).outcome is Outcome.LOST  # an end that was seen
+
+
 def test_the_reason_of_a_retry_is_in_the_text_of_a_closed_job() -> None:
     assert report(started(), finished(outcome="retried", result="OSError: down")).result == (
         "retried, and no further attempt came\n\nOSError: down"

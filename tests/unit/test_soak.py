@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,8 @@ def record(outcome: str, tokens: int = 10, **more: Any) -> dict[str, Any]:
         ("late, requeued", [CUT, OVER], [0], record("succeeded", 20), 1),
         ("retry, then success", [OVER, OVER], [], record("succeeded", 20), 1),
         ("retry, then success", [OVER], [], record("lost"), 1),
+        ("retry, then success", [CUT, OVER], [0], record("succeeded", 20), 2),  # killed after its retry was published
+        ("terminated", [replace(CUT, tokens=0, spendings=0)], [], record("revoked"), 1),
         ("kills its process", [OVER], [], record("lost"), 1),
         ("expired", [], [], record("expired", 0), 1),
     ],
@@ -52,6 +55,7 @@ def test_what_the_ledger_allows_passes(kind: str, attempts: Any, struck: Any, fo
         ("success", [OVER], [], record("lost"), 1, "outcome is lost, not succeeded"),
         ("success", [CUT], [0], record("succeeded"), 1, "outcome is succeeded, not lost"),
         ("late, requeued", [CUT], [0], record("lost"), 1, "outcome is lost, not final"),
+        ("retry, then success", [OVER], [], record("succeeded"), 1, "outcome is succeeded, not lost"),
         ("retried when lost", [CUT], [0], record("lost"), 1, "outcome is lost, not final"),
         ("success", [OVER], [], record("succeeded", is_success=False), 1, "succeeded, and is_success is False"),
         ("success", [OVER], [], record("succeeded", 20), 1, "tokens are 20, the ledger has 10"),
