@@ -125,7 +125,7 @@ class Soak:
 
 
 def _is_known(record: Mapping[str, Any], due: Mapping[str, Kind]) -> bool:
-    """Whether a record is of one of the jobs, or of one that one of them called and that was killed without a ledger."""
+    """Whether a record is of one of the jobs, or of one that such a job called and that was killed without a ledger."""
     if record["id"] in due:
         return True
     return record["llm_response"]["celery"].get("parent_id") in due and outcome_in(record) == LOST
