@@ -31,16 +31,19 @@ def test_a_job_that_two_children_ran_for_one_request_has_the_usage_of_both(
         until(lambda: any((tmp_path / job_id).exists() for job_id in ids), what="the job of the first child")
         (tmp_path / put_back.STOPPED).write_text(str(second))
         (tmp_path / put_back.GO).touch()
-        [again] = until(lambda: [i for i in ids if _runs(tmp_path / i) == 2], what="a job that two children ran")
+        again, *_ = until(lambda: [i for i in ids if _runs(tmp_path / i) == 2], what="a job that two children ran")
         report = worker.journal.report(again)
         assert (report.is_success, report.result) == (True, "survived")
         assert report.tokens == Tokens(prompt_tokens=20, completion_tokens=2)
         starts = [event for event in worker.journal.events(again) if isinstance(event, Started)]
         assert len({event.child for event in starts}) == 2
         assert len({event.owner for event in starts}) == 1
-        [once] = ids - {again}
-        assert worker.journal.outcome(once) is Outcome.LOST
-        assert worker.journal.report(once).tokens == put_back.SPENT
+        [other] = ids - {again}
+        if worker.journal.outcome(other) is Outcome.LOST:
+            assert worker.journal.report(other).tokens == put_back.SPENT
+        else:  # on a busy machine its child died unheard as well
+            assert _runs(tmp_path / other) == 2
+            assert worker.journal.report(other).tokens == Tokens(prompt_tokens=20, completion_tokens=2)
 
 
 def _held(app: object) -> list[object]:

@@ -137,10 +137,7 @@ class Delivery:
                 self._ready.appendleft(probe)
                 self._leased.add(probe.row)
         if self._ready:
-            parked, self._parked = self._parked, []
-            for future in parked:
-                if not future.done():
-                    future.set_result(None)
+            self._let_go_on()
 
     def put_down(self) -> None:
         """Leave what is ready to whoever fetches it next."""
@@ -148,6 +145,13 @@ class Delivery:
         self._ready.clear()
         self._stale.clear()
         self._has_more = False
+
+    def _let_go_on(self) -> None:
+        """Have the workers that found nothing to send look again."""
+        parked, self._parked = self._parked, []
+        for future in parked:
+            if not future.done():
+                future.set_result(None)
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -174,8 +178,10 @@ class Delivery:
                     await self._send(slot, target, letter, permit)
                 finally:
                     self._sending -= 1
-                    self._is_alone = False
                     self._in_flight.clear(slot)
+                    if self._is_alone:
+                        self._is_alone = False
+                        self._let_go_on()
                 self._wake_if_needed()
         finally:
             await target.aclose()
