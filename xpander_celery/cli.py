@@ -60,7 +60,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _relay_config(app: Any) -> RelayConfig:
     """The relay's configuration, which it may not read itself: it knows no settings."""
-    from xpander_celery.runtime import relay_config, settings_of
+    from xpander_celery.assembly import relay_config
+    from xpander_celery.runtime import settings_of
 
     return relay_config(settings_of(app))
 

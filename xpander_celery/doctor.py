@@ -70,7 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def examine(app: Any = None, *, offline: bool = False) -> Iterator[Finding]:
     """Every finding, in the order in which things depend on each other. Never raises for what it finds."""
-    from xpander_celery.runtime import relay_config, settings_of
+    from xpander_celery.assembly import relay_config
+    from xpander_celery.runtime import settings_of
 
     yield from _versions()
     if app is not None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -24,22 +21,22 @@ from celery._state import get_current_task
 from celery.local import Proxy
 
 from xpander_celery import task as tasks
-from xpander_celery.backend.configuration import Configuration
-from xpander_celery.celery_settings import configured
+from xpander_celery.assembly import (
+    journal_of,
+    load_settings,
+    recorder_of,
+    relay_config,
+    settings_class,
+    visibility_timeout_s,
+)
 from xpander_celery.errors import ConfigurationError, JournalError, XpanderCeleryError
 from xpander_celery.guard import Guard
 from xpander_celery.hooks import Hooks
 from xpander_celery.journal import Journal
-from xpander_celery.journal.files import FileJournal
-from xpander_celery.journal.location import destination_directory, root_beside
 from xpander_celery.plans import Plans
 from xpander_celery.recording.blocks import JobBlock
-from xpander_celery.recording.recording import Recorder, Recording, running_recording
-from xpander_celery.redaction import spellings
-from xpander_celery.redis_address import Address, is_url
-from xpander_celery.relay.config import RelayConfig
+from xpander_celery.recording.recording import Recording
 from xpander_celery.relay.launch import Launcher
-from xpander_celery.rendering import Renderer
 from xpander_celery.session import Session
 from xpander_celery.task import TaskOptions, XpanderTask, reported
 from xpander_celery.worker import DrainAtExit, Reporting, WorkerLife
@@ -73,7 +70,7 @@ def instrument(app: Celery, **settings: Any) -> None:
         app = app._get_current_object()
     if not isinstance(app, Celery):
         raise ConfigurationError("app", f"is a {type(app).__name__}", "Call instrument(app) with your Celery app.")
-    loaded = _loaded(app, settings)
+    loaded = load_settings(app, settings)
     if loaded.disabled:
         _switch_off()
         return
@@ -144,35 +141,7 @@ def settings_of(app: Any = None) -> Settings:
     """The settings that hold for `app`, or for a process without one; raises `ConfigurationError`."""
     if _runtime is not None:
         return _runtime.check(app)
-    return _loaded(app, {})
-
-
-def relay_config(settings: Settings) -> RelayConfig:
-    """What a relay for these settings has to know, and where the journal of their destination lies, or, with one in
-    Redis, what this machine keeps of it.
-    """
-    platform = _platform_of(settings)
-    url = settings.journal if is_url(settings.journal) else None
-    root = settings.journal if url is None else str(root_beside(Address.parse(url)))
-    directory = destination_directory(root, base_url=platform.base_url, organization_id=platform.organization_id)
-    values = {
-        **settings.model_dump(),
-        "journal": url,
-        "api_key": platform.api_key,
-        "organization_id": platform.organization_id,
-        "base_url": platform.base_url,
-    }
-    imports = _search_path() if settings.backend or settings.before_send else ()
-    return RelayConfig.from_values(directory, values, search_path=imports, loaded_at=time.time())
-
-
-def _search_path() -> tuple[str, ...]:
-    """`sys.path` for a process that has another working directory."""
-    try:
-        here = str(Path.cwd())
-    except OSError:  # it was removed: nothing can be imported from there
-        here = ""
-    return tuple(str(path) or here for path in sys.path if str(path) or here)  # somebody may have added a `Path`
+    return load_settings(app, {})
 
 
 class Runtime:
@@ -239,7 +208,7 @@ class Runtime:
 
     def check(self, app: Any, keywords: Mapping[str, Any] | None = None) -> Settings:
         """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
-        settings = _loaded(app, {**(self.keywords if keywords is None else keywords), **self._overrides})
+        settings = load_settings(app, {**(self.keywords if keywords is None else keywords), **self._overrides})
         if settings.agent_id is None and self._agent_id is not None:
             settings = settings.model_copy(update={"agent_id": self._agent_id})
         return settings
@@ -359,7 +328,7 @@ class Runtime:
             return None
         if not self._worker.ran_above:  # else that worker keeps a relay running, and the job would wait
             self._drain.prepare()
-        return _block_recording(session, name, job_id, agent_id, given)
+        return session.recording_of_block(name, job_id, agent_id, given)
 
     def flush(self, timeout_s: float) -> bool:
         """Whether all that is written was delivered in time, also by others where this process recorded nothing."""
@@ -395,10 +364,10 @@ class Runtime:
 
     def _built(self, settings: Settings, app: Any) -> Reporting:
         relay = relay_config(settings) if self._given_journal is None else None
-        journal = self._given_journal if relay is None else _journal_of(settings, relay.directory)
+        journal = self._given_journal if relay is None else journal_of(settings, relay.directory)
         assert journal is not None
-        plans = Plans(settings, self._apps, _visibility_timeout_s(app) if app is not None else None)
-        recorder = _recorder_of(settings, self._counted(journal.append))
+        plans = Plans(settings, self._apps, visibility_timeout_s(app) if app is not None else None)
+        recorder = recorder_of(settings, self._counted(journal.append))
         session = Session(plans, recorder, self.tracing(), lambda: journal.process_id)
         return Reporting(settings, session, journal, relay)
 
@@ -506,81 +475,6 @@ def _is_pool_child() -> bool:
 
 def _is_disabled_by_environment() -> bool:
     try:
-        return _settings_class().load().disabled
+        return settings_class().load().disabled
     except ConfigurationError:  # raised again, where somebody can act on it
         return False
-
-
-def _settings_class() -> type[Settings]:
-    """Loaded where settings are first asked for: pydantic-settings takes as long to import as all else here."""
-    from xpander_celery.settings import Settings
-
-    return Settings
-
-
-def _loaded(app: Any, keywords: Mapping[str, Any]) -> Settings:
-    """The settings as they are by now; raises `ConfigurationError` for what is malformed."""
-    settings = _settings_class().load(conf=configured(app) if app is not None else None, **keywords)
-    _platform_of(settings)
-    return settings
-
-
-def _platform_of(settings: Settings) -> Configuration:
-    key = settings.api_key
-    return Configuration(
-        api_key=key.get_secret_value() if key is not None else None,
-        organization_id=settings.organization_id,
-        base_url=settings.base_url,
-        agent_id=settings.agent_id,
-    )
-
-
-def _journal_of(settings: Settings, directory: Path) -> Journal:
-    """Opens nothing yet."""
-    if settings.journal is not None and is_url(settings.journal):
-        from xpander_celery.journal.redis.spool import Spill  # 6 ms that a journal of files is spared
-        from xpander_celery.journal.redis.writer import RedisJournal
-
-        spill = Spill(directory, fsync=settings.fsync, max_bytes=settings.max_journal_bytes, required=False)
-        return RedisJournal(settings.journal, directory.name, spill=spill, max_bytes=settings.max_journal_bytes)
-    return FileJournal(
-        directory, fsync=settings.fsync, max_bytes=settings.max_journal_bytes, required=settings.journal is not None
-    )
-
-
-def _recorder_of(settings: Settings, emit: Callable[[dict[str, Any]], object]) -> Recorder:
-    renderer = Renderer(
-        max_input_bytes=settings.max_input_bytes,
-        max_result_bytes=settings.max_result_bytes,
-        max_traceback_bytes=settings.max_traceback_bytes,
-        max_llm_response_bytes=settings.max_llm_response_bytes,
-        redact_keys=spellings(settings.redact_keys),
-    )
-    return Recorder(emit=emit, renderer=renderer, sends_traceback=settings.capture_traceback)
-
-
-def _visibility_timeout_s(app: Any) -> float | None:
-    """After which time the broker delivers an unacknowledged message again; None where it does so at once."""
-    options = app.conf.broker_transport_options or {}
-    channel = getattr(app.connection_for_read().transport_cls, "Channel", None)
-    timeout_s = options.get("visibility_timeout") or getattr(channel, "visibility_timeout", None)
-    return float(timeout_s) if isinstance(timeout_s, (int, float)) else None
-
-
-def _block_recording(session: Session, name: str, job_id: str, agent_id: str | None, given: Any) -> Recording:
-    agent_id = agent_id or session.plans.agent_of(name)
-    if agent_id is None:
-        session.plans.warn_without_agent(name)
-    outer = running_recording()
-    facts: dict[str, Any] = {"task": name, "agent_id": agent_id, "parent_id": outer.id if outer is not None else None}
-    if given is not None:
-        facts["input"] = session.recorder.renderer.input(given)
-    attempt_id, process_id = session.new_attempt()
-    recording = Recording(
-        session.recorder, job_id=job_id, attempt_id=attempt_id, child=process_id, owner=process_id, facts=facts
-    )
-    span = recording.span = session.tracing.start_job(
-        f"run {name}", on_usage=recording.progress, on_late_usage=recording.progress
-    )
-    facts["trace_id"] = span.trace_id
-    return recording

@@ -93,6 +93,29 @@ class Session:
             facts["trace_id"] = span.trace_id
         return recording
 
+    def recording_of_block(self, name: str, job_id: str, agent_id: str | None, given: Any) -> Recording:
+        """A recording of a block of code as a job, with its span; neither is begun yet."""
+        agent_id = agent_id or self.plans.agent_of(name)
+        if agent_id is None:
+            self.plans.warn_without_agent(name)
+        outer = running_recording()
+        facts: dict[str, Any] = {
+            "task": name,
+            "agent_id": agent_id,
+            "parent_id": outer.id if outer is not None else None,
+        }
+        if given is not None:
+            facts["input"] = self.recorder.renderer.input(given)
+        attempt_id, process_id = self.new_attempt()
+        recording = Recording(
+            self.recorder, job_id=job_id, attempt_id=attempt_id, child=process_id, owner=process_id, facts=facts
+        )
+        span = recording.span = self.tracing.start_job(
+            f"run {name}", on_usage=recording.progress, on_late_usage=recording.progress
+        )
+        facts["trace_id"] = span.trace_id
+        return recording
+
 
 def with_text_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """`message` with its ids as text: Celery takes any value (`apply_async(task_id=77)`), a record only text."""

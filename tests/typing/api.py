@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import xpander_celery as xc
 from xpander_celery.backend.task import Task
-from xpander_celery.recording.recording import Job
+from xpander_celery.recording import Job
 from xpander_celery.testing import capture_reports
 
 if TYPE_CHECKING:

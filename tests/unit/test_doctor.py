@@ -10,11 +10,12 @@ from celery import Celery
 
 from tests.support.redis_server import RedisServer
 from xpander_celery import cli, doctor
+from xpander_celery.assembly import relay_config
 from xpander_celery.backend import Backend, Configuration
 from xpander_celery.doctor import Level
 from xpander_celery.journal.redis.keys import Keys
 from xpander_celery.relay.status import RelayLock, Status
-from xpander_celery.runtime import instrument, relay_config, settings_of, uninstrument
+from xpander_celery.runtime import instrument, settings_of, uninstrument
 
 STATUS = Status(pid=123, version="0", fingerprint="f", loaded_at=0, started_at=0, at=0)
 

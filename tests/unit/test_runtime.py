@@ -17,7 +17,7 @@ from celery import Celery, current_app, signals
 
 import xpander_celery as xc
 from tests.support.redis_server import RedisServer
-from xpander_celery import runtime
+from xpander_celery import assembly, runtime
 from xpander_celery.errors import ConfigurationError
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.keys import Keys
@@ -391,7 +391,7 @@ def test_jobs_of_a_redis_journal_go_to_one_stream_of_their_destination(
     xc.instrument(app, **redis_settings(redis_server, tmp_path, monkeypatch))
     with xc.job("digest"):
         pass
-    relay = runtime.relay_config(runtime.settings_of(app))
+    relay = assembly.relay_config(runtime.settings_of(app))
     assert relay.journal == redis_server.url
     assert relay.directory.is_relative_to(tmp_path / "xpander-celery")
     assert redis_server.client.ask("XLEN", Keys(relay.directory.name).stream) == 2
@@ -556,7 +556,7 @@ def test_a_removed_working_directory_is_no_place_to_import_from(app: Celery, tmp
     with xc.job("digest"):
         pass
     assert kinds(tmp_path / "journal") == ["started", "finished"]
-    relay = runtime.relay_config(runtime.settings_of(app))
+    relay = assembly.relay_config(runtime.settings_of(app))
     assert "" not in relay.search_path
 
 
@@ -565,7 +565,7 @@ def test_a_path_object_among_the_places_to_import_from_is_handed_to_the_relay(
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
     xc.instrument(app, api_key="k", agent_id="a", before_send="shop:check")
-    relay = runtime.relay_config(runtime.settings_of(app))
+    relay = assembly.relay_config(runtime.settings_of(app))
     assert str(tmp_path) in RelayConfig.from_environ(relay.to_environ()).search_path
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from xpander_celery.recording import blocks, current_job
 from xpander_celery.recording.blocks import JobBlock
-from xpander_celery.recording.recording import NO_JOB, Recorder, Recording
+from xpander_celery.recording.job import NO_JOB
+from xpander_celery.recording.recording import Recorder, Recording
 
 Begin = Callable[[str], Recording | None]
 

@@ -18,7 +18,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from xpander_celery.events import CarriedAttempt, Event, Finished, Progress, Started, decode, encode
 from xpander_celery.recording import current_job
-from xpander_celery.recording.recording import NO_JOB, Recorder, Recording
+from xpander_celery.recording.job import NO_JOB
+from xpander_celery.recording.recording import Recorder, Recording
 from xpander_celery.recording.spans import Tracing
 from xpander_celery.rendering import Renderer
 from xpander_celery.report import Outcome, Tokens
