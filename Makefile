@@ -35,7 +35,7 @@ sandbox: $(VENV)/.installed ## A local platform to develop against
 	@env $(SCRUB) $(VENV)/bin/xpander-celery sandbox $(ARGS)
 
 test: $(VENV)/.installed ## The test suite (needs no service)
-	env $(SCRUB) $(RUN) pytest $(ARGS)
+	env $(SCRUB) $(RUN) pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed ## Format, lint, types, layers
 	$(RUN) ruff format --check .
@@ -59,7 +59,7 @@ lowest: $(VENV)/.installed ## The unit tests on the oldest releases that pyproje
 	@[ -x .venvs/lowest/bin/python ] || $(VENV)/bin/python -m venv .venvs/lowest
 	@.venvs/lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' fastapi \
 		--constraint tests/lowest/constraints.txt
-	env -u PYTHONPATH $(SCRUB) .venvs/lowest/bin/python -m pytest -W default tests/unit $(ARGS)
+	env -u PYTHONPATH $(SCRUB) .venvs/lowest/bin/python -m pytest -W default --numprocesses 2 tests/unit $(ARGS)
 
 matrix: $(VENV)/.installed ## Celery versions x pools x ways to end, on real workers
 	env $(SCRUB) $(RUN) tests.matrix $(ARGS)

@@ -186,15 +186,17 @@ class JobSpan:
         attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}
         span = self._providers.job_tracer().start_span(f"execute_tool {name}", attributes=attributes)
         started, failed = time.time_ns(), True
+        outer = otel_context.get_current()
         try:
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                yield
+            otel_context.attach(trace.set_span_in_context(span, outer))
+            yield
             failed = False
         except BaseException as error:
             span.set_status(StatusCode.ERROR)
             span.set_attribute("error.type", type(error).__qualname__)
             raise
         finally:
+            otel_context.attach(outer)  # OpenTelemetry's `detach` swallows what is raised in it, a soft time limit too
             if not span.is_recording():  # no provider: nothing else will tell the job
                 ended = time.time_ns()
                 self._job.add(SpanFacts(id(span), 0, JOB_SCOPE, Kind.TOOL, started, ended, failed, tool=name))

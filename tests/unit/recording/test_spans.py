@@ -241,6 +241,19 @@ class TestTools:
         assert usage_of(job.facts()).used_tools == ("look",)
         assert calls_in(job) == 1
 
+    def test_a_tool_gives_the_context_back_without_detaching(
+        self, provider: TracerProvider, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """OpenTelemetry's `detach` swallows all that is raised while it runs, a soft time limit too."""
+        detached: list[object] = []
+        with running_job(tracing) as job:
+            monkeypatch.setattr(otel_context, "detach", detached.append)
+            before = otel_context.get_current()
+            with job.tool("look"):
+                assert trace.get_current_span() is not trace.get_current_span(before)
+            assert otel_context.get_current() is before
+        assert detached == []
+
     def test_a_failing_tool_is_marked_and_raises(
         self, provider: TracerProvider, tracing: Tracing, exported: InMemorySpanExporter
     ) -> None:
