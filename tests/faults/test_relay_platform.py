@@ -326,6 +326,7 @@ async def test_31_a_certificate_that_nobody_trusts_uses_no_attempt(tmp_path: Pat
             assert ("CERTIFICATE_VERIFY_FAILED" if server == "untrusted" else "SSL") in reason
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.fault(33)
 async def test_33_a_redirect_is_not_followed_and_pauses_delivery_with_one_clear_line(
     sandbox: Sandbox, relayed: tuple[RelayHouse, SentThrough], status: int, caplog: pytest.LogCaptureFixture
