@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import ssl
@@ -258,18 +259,20 @@ def test_a_signal_handler_that_raises_or_calls_confuses_no_reply(client: Client)
         if len(seen) % 2:
             raise InterruptedCallError
 
+    def ask(number: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + (number % 10) * 0.00003)
+        for turn in range(20):
+            assert client.ask("ECHO", f"{number}-{turn}") == f"{number}-{turn}".encode()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     previous = signal.signal(signal.SIGALRM, handler)
     deadline = time.monotonic() + 30
     try:
         number = 0
         while len(seen) < 100 and time.monotonic() < deadline:
             number += 1
-            signal.setitimer(signal.ITIMER_REAL, 0.0001 + (number % 10) * 0.00003)
-            try:
-                for turn in range(20):
-                    assert client.ask("ECHO", f"{number}-{turn}") == f"{number}-{turn}".encode()
-            except InterruptedCallError:
-                continue
+            with contextlib.suppress(InterruptedCallError):
+                ask(number)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
