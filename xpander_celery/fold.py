@@ -35,6 +35,7 @@ _PARENT_RANK = {
 _PARENT_WORD_S = 60.0  # a parent hears of its child's death up to 5 s later, and may be busy
 _OWN_WORD_S = 10.0  # where both are one process
 _CHILD_WORD_S = 2.0  # a child that is being killed may still say how far it came
+_EARLIER_WORD_S = 2.0  # an attempt that published the next one may end after that did
 
 _WORDS = {  # what happened, where whoever saw it left no text
     Outcome.FAILED: "failed",
@@ -202,18 +203,28 @@ def _carried_order(entry: CarriedAttempt) -> tuple[int, int, str]:
     return entry.attempts, entry.tokens.total_tokens, entry.model_dump_json()
 
 
-def verdict(state: JobState, *, now: float, gone: Mapping[str, float], redelivery_wait_s: float) -> Final | Open:
+def verdict(
+    state: JobState, *, now: float, gone: Mapping[str, float], redelivery_wait_s: float, is_read: bool = True
+) -> Final | Open:
     """Whether the job is over at `now`, and how.
 
-    `gone` has, by liveness id, when a process was seen to be dead. The newest attempt decides, but one whose end was
-    seen is not overruled by one of which no end ever comes.
+    `gone` has, by liveness id, when a process was seen to be dead; `is_read` says that all that was written before
+    `now` is in `state`. The newest attempt decides, but one whose end was seen is not overruled by one of which no end
+    ever comes.
     """
-    order = [item for item in state.in_order() if not item[1].is_carried_only]
+    attempts = state.in_order()
+    order = [item for item in attempts if not item[1].is_carried_only]
     over = max((i for i, (_, a) in enumerate(order) if a.end is not None and not a.continues), default=-1)
     silent = [attempt for _, attempt in order[over + 1 :] if attempt.end is None]
     waits = [wait for attempt in silent if (wait := _wait_for_word(attempt, now, gone, redelivery_wait_s))]
     if over >= 0 and not waits:
-        wait = _wait_for_child(order[over][1], now, gone) or _wait_for_next(order[-1][1], now, redelivery_wait_s)
+        decisive = order[over][1]
+        earlier = [attempt for _, attempt in attempts[: over - len(order)]]
+        wait = (
+            _wait_for_child(decisive, now, gone)
+            or _wait_for_next(order[-1][1], now, redelivery_wait_s)
+            or _wait_for_earlier(earlier, decisive, now, gone, is_read=is_read)
+        )
         waits = [wait] if wait else []
     if waits:
         until = min((wait.until for wait in waits if wait.until is not None), default=None)
@@ -266,6 +277,25 @@ def _wait_for_next(newest: Attempt, now: float, redelivery_wait_s: float) -> Ope
     """
     until = newest.end.at + redelivery_wait_s if newest.end is not None and newest.continues else now
     return Open(until, frozenset()) if now < until else None
+
+
+def _wait_for_earlier(
+    earlier: Iterable[Attempt], decisive: Attempt, now: float, gone: Mapping[str, float], *, is_read: bool
+) -> Open | None:
+    """How long the ends of attempts before the deciding one may still be heard of; None: no longer, or all were.
+
+    A retry or a replacement is published before the attempt that asks for it ends, so that it may be over sooner, and
+    be read sooner. What began here was written before the next one began, so an attempt that only a message knows spoke
+    to another journal, once everything up to the end of the deciding one is read.
+    """
+    silent = [attempt for attempt in earlier if attempt.finished is None and attempt.ended is None]
+    silent = [attempt for attempt in silent if attempt.started is None or attempt.started.owner not in gone]
+    if not silent or decisive.end is None:
+        return None
+    until = decisive.end.at + (0.0 if all(attempt.is_carried_only for attempt in silent) else _EARLIER_WORD_S)
+    if is_read and until <= now:
+        return None
+    return Open(max(until, now), frozenset(attempt.started.owner for attempt in silent if attempt.started is not None))
 
 
 def _patience_s(facts: JobFacts, redelivery_wait_s: float) -> float:

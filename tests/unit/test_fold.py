@@ -653,6 +653,69 @@ def test_a_merged_history_counts_every_attempt_once_whichever_of_them_ran_here(s
         assert sent.llm_response["celery"]["attempt"] == 40
 
 
+# The attempt that published the next one may end after that did
+
+RETRY: list[Event] = [started("a2", 110, carried=[carried("a1", 5)], retries=1), finished("a2", at=111, spent=1)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "gone", "now", "expected"),
+    [
+        ([started()], {}, 111.0, Open(113, frozenset((OWNER,)))),
+        ([started()], {CHILD: 110.5}, 111.0, Open(113, frozenset((OWNER,)))),  # its parent has yet to speak
+        ([started()], {OWNER: 110.5}, 111.0, 6),
+        ([started()], {}, 113.0, 6),
+        ([started(), progress(spent=4)], {}, 111.0, Open(113, frozenset((OWNER,)))),
+        ([progress(spent=4)], {}, 111.0, Open(113, frozenset())),
+        ([started(), finished(outcome="retried", at=111.5, spent=7)], {}, 111.5, 8),
+        ([started(), finished(outcome="ignored", at=111.5, spent=7, continues=True)], {}, 111.5, 8),
+        ([started(), ended(at=111.5)], {}, 111.5, 6),
+        ([], {}, 110.9, Open(111, frozenset())),  # its events may have come when its segment was already read
+        ([], {}, 111.0, 6),  # it ran elsewhere
+    ],
+)
+def test_a_retry_that_was_quicker_than_the_end_of_the_attempt_before_it_waits_for_that(
+    earlier: list[Event], gone: dict[str, float], now: float, expected: Open | int
+) -> None:
+    for order in itertools.permutations([*earlier, *RETRY]):
+        result = judged(*order, now=now, gone=gone)
+        if isinstance(expected, Open):
+            assert result == expected
+        else:
+            assert spent(*order, now=now, gone=gone) == expected
+
+
+def test_an_attempt_before_is_waited_for_until_all_is_read() -> None:
+    for events in (RETRY, [started(), *RETRY]):
+        result = verdict(fold(events), now=1e6, gone={}, redelivery_wait_s=WAIT, is_read=False)
+        assert isinstance(result, Open)
+        assert result.until == 1e6
+
+
+def test_a_job_with_one_attempt_waits_for_nothing_else() -> None:
+    state = fold([started(), finished(at=102)])
+    assert isinstance(verdict(state, now=102, gone={}, redelivery_wait_s=WAIT, is_read=False), Final)
+
+
+@settings(max_examples=80, deadline=None)
+@given(attempts=st.integers(2, 12), seed=st.randoms(use_true_random=False), replaces=st.booleans())
+def test_however_a_backlog_is_read_nothing_is_final_before_every_attempt_has_said_its_end(
+    attempts: int, seed: random.Random, *, replaces: bool
+) -> None:
+    processes = long_history(attempts)  # each attempt is of another one, which writes in order
+    if replaces:
+        for number, (begin, end) in enumerate(processes[:-1]):
+            processes[number] = [begin, end.model_copy(update={"outcome": Outcome.IGNORED, "continues": True})]
+    state = None
+    while processes:
+        written = seed.choice(processes)
+        state = fold([written.pop(0)], state)
+        if not written:
+            processes.remove(written)
+        result = verdict(state, now=1e6, gone={}, redelivery_wait_s=1e6, is_read=False)
+        assert isinstance(result, Final) is (not processes)
+
+
 # Bounds
 
 

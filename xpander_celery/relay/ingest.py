@@ -51,10 +51,12 @@ class Ingest:
         self._set_aside = set_aside
         self._gone: dict[str, float] = {}  # seen dead, not yet in the index
         self._to_look_at: dict[int, None] = {}  # rows that watched a process that died, in order
+        self._is_read = False  # all that was written when this turn began
 
     def take(self, now: float, limit: int = MAX_BATCH) -> Taken:
         """Read at most `limit` events, store what they say, and let the journal forget them."""
         batch = self._reader.poll(limit)
+        self._is_read = len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES
         by_job: dict[str, list[Event]] = {}
         for event in batch.events:
             by_job.setdefault(event.job_id, []).append(event)
@@ -75,7 +77,7 @@ class Ingest:
             self._index.record(changes, now, positions=batch.positions, counters=counters, released=released)
         self._reader.settle(batch)
         rows = tuple(change.before.row for change in changes if change.before is not None)
-        return Taken(rows, is_all=len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES)
+        return Taken(rows, is_all=self._is_read)
 
     def see_deaths(self, now: float) -> None:
         """Find out which of the watched processes are dead, so that their jobs are looked at.
@@ -131,7 +133,7 @@ class Ingest:
         self, state: JobState, text: str | None, before: Job | None, now: float, counters: Counter[str]
     ) -> Change:
         gone: Mapping[str, float] = {**self._index.gone, **self._gone} if self._gone else self._index.gone
-        match verdict(state, now=now, gone=gone, redelivery_wait_s=self._redelivery_wait_s):
+        match verdict(state, now=now, gone=gone, redelivery_wait_s=self._redelivery_wait_s, is_read=self._is_read):
             case Open(until, watch):
                 at = _NEVER if until is None else until
                 return Change(state.job_id, Phase.OPEN, at, before=before, state=text, watch=watch)

@@ -245,6 +245,31 @@ async def test_what_a_dead_worker_had_written_counts_however_long_it_takes_to_re
     assert house.platform.records["a"].is_success
 
 
+async def test_a_retry_is_sent_once_however_long_after_it_the_attempt_before_it_is_read(house: RelayHouse) -> None:
+    house.started("a")
+    house.started("a", attempt_id="2", retries=1)
+    house.finished("a", attempt_id="2")
+    for _ in range(2000):
+        house.job()
+    house.finished("a", outcome="retried")
+    while not house.row_exists("a") or house.phase("a") is Phase.OPEN:
+        await house.turn()
+        house.clock.advance(11)
+    await house.settle()
+    assert house.platform.posts_by_id()["a"] == 1
+    assert house.platform.records["a"].duration == 1.0
+
+
+async def test_a_retry_is_sent_though_the_attempt_before_it_never_ends(house: RelayHouse) -> None:
+    house.started("a")
+    house.started("a", attempt_id="2", retries=1)
+    house.finished("a", attempt_id="2")
+    await house.go_on(1)
+    assert house.platform.posts == []
+    await house.go_on(2)
+    assert house.platform.posts_by_id() == {"a": 1}
+
+
 async def test_the_wait_after_a_workers_death_goes_on_over_a_restart(house: RelayHouse) -> None:
     worker = house.journal.another_process()
     worker.open()
