@@ -37,7 +37,7 @@ POLL_S = 0.2
 _EAGER_POLL_S = 0.02
 _BATCH_WHILE_SENDING = 100  # so that no sender waits long for the loop
 _BATCH_WHEN_TIGHT = 20  # a whole batch may not fit where a part of it does
-_DEATHS_EVERY_S = 1.0
+_DEATHS_EVERY_S = 0.2
 _FULL_WAIT_S = 5.0
 _LEAST_ROOM_BYTES = 4 * 1024**2  # beyond what acknowledgements need
 _SETTLED_ROWS = 200_000
@@ -248,8 +248,10 @@ class Relay:
         """Find jobs that are over because time went by or a process died; whether there are no more of them now."""
         try:
             if now >= self._deaths_at:
-                self._ingest.see_deaths(now)
                 self._deaths_at = now + _DEATHS_EVERY_S
+                if self._ingest.see_deaths(now):
+                    self._has_read_all = False  # they may have written since
+                    return False
             return self._ingest.look(now).is_all
         except IndexFullError as error:
             self._is_full(error)

@@ -49,7 +49,8 @@ class Ingest:
         self._index = index
         self._redelivery_wait_s = redelivery_wait_s
         self._set_aside = set_aside
-        self._gone: dict[str, float] = {}  # seen dead, not yet in the index
+        self._seen_dead: dict[str, float] = {}  # since the journal was read: their last words may not be known
+        self._gone: dict[str, float] = {}  # all is read of them, but they are not yet in the index
         self._to_look_at: dict[int, None] = {}  # rows that watched a process that died, in order
         self._is_read = False  # all that was written when this turn began
 
@@ -57,6 +58,8 @@ class Ingest:
         """Read at most `limit` events, store what they say, and let the journal forget them."""
         batch = self._reader.poll(limit)
         self._is_read = len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES
+        if self._is_read:
+            self._believe_deaths()
         by_job: dict[str, list[Event]] = {}
         for event in batch.events:
             by_job.setdefault(event.job_id, []).append(event)
@@ -79,18 +82,25 @@ class Ingest:
         rows = tuple(change.before.row for change in changes if change.before is not None)
         return Taken(rows, is_all=self._is_read)
 
-    def see_deaths(self, now: float) -> None:
-        """Find out which of the watched processes are dead, so that their jobs are looked at.
+    def see_deaths(self, now: float) -> bool:
+        """Find out which of the watched processes are dead; whether there are more of them than before.
 
-        Call this and `look` only when everything that is written has been read: what a dead process said counts.
+        They count, and their jobs are looked at, once everything is read after that: a process may write its last
+        words between the reading and its death.
         """
-        for process_id in list(self._index.watched()):
-            if process_id not in self._gone and not self._reader.is_alive(process_id):
-                self._gone[process_id] = now
-                self._to_look_at.update(dict.fromkeys(self._index.watchers(process_id)))
+        known = self._seen_dead.keys() | self._gone.keys()
+        dead = {each: now for each in self._index.watched() if each not in known and not self._reader.is_alive(each)}
+        self._seen_dead |= dead
+        return bool(dead)
+
+    def _believe_deaths(self) -> None:
+        for process_id in self._seen_dead:
+            self._to_look_at.update(dict.fromkeys(self._index.watchers(process_id)))
+        self._gone |= self._seen_dead
+        self._seen_dead.clear()
 
     def look(self, now: float, limit: int = MAX_BATCH) -> Taken:
-        """Judge again the open jobs whose time has come, or whose process died."""
+        """Judge again the open jobs whose time has come, or whose process died, when all that is written is read."""
         rows = list(islice(self._to_look_at, limit))
         jobs = {job.row: job for job in self._index.load(rows) if job.phase is Phase.OPEN}
         jobs |= {job.row: job for job in self._index.to_look_at(now, limit)}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.relay import RelayHouse
 from xpander_celery.errors import NetworkError, NotFoundError, RequestRefusedError, ServerError
+from xpander_celery.journal import Batch
 from xpander_celery.relay.policy import Flow
 from xpander_celery.relay.rows import Phase
 from xpander_celery.relay.status import HEARTBEAT_S, Status
@@ -243,6 +244,33 @@ async def test_what_a_dead_worker_had_written_counts_however_long_it_takes_to_re
     await house.settle()
     assert house.platform.posts_by_id()["a"] == 1
     assert house.platform.records["a"].is_success
+
+
+async def test_the_last_words_of_a_process_count_that_died_while_the_journal_was_read(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = house.journal.another_process()
+    child.open()
+    facts = {"task": "shop.charge", "agent_id": "agent"}
+    processes = {"child": child.process_id, "owner": house.journal.process_id}
+    house.append("a", "1", house.journal, kind="started", facts=facts, **processes)
+    await house.settle()
+    poll = house.relay._reader.poll
+
+    def poll_before_the_end(limit: int) -> Batch:
+        batch = poll(limit)
+        if batch.events and house.relay._reader.is_alive(child.process_id):
+            house.finished("a", journal=child, outcome="interrupted", duration_s=9.0)
+            child.kill()
+        return batch
+
+    monkeypatch.setattr(house.relay._reader, "poll", poll_before_the_end)
+    house.clock.advance(1)
+    house.append(
+        "a", "1", house.journal, kind="ended", owner=house.journal.process_id, outcome="timed_out", facts=facts
+    )
+    await house.settle()
+    assert [report.duration for _, report in house.platform.posts] == [9.0]
 
 
 async def test_a_retry_is_sent_once_however_long_after_it_the_attempt_before_it_is_read(house: RelayHouse) -> None:
