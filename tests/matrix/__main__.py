@@ -3,8 +3,8 @@
     python -m tests.matrix [--versions 5.4,5.7] [--pools solo] [--groups calm] [--broker rabbitmq]
                            [--write docs/ends.md]
 
-Where no groups are named, the unit tests of what lies around a job's body run with each version before that; `--units`
-runs nothing else. Exits 0 when every job gave exactly the record that is due.
+Where no groups are named, the tests of what lies around a job's body, and of how workers begin and end, run with each
+version before that; `--tests` runs nothing else. Exits 0 when every job gave exactly the record that is due.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from tests.matrix.table import documented, due_of, rendered
 from tests.support.broker import start_rabbitmq, start_redis
 from tests.support.sandbox import Sandbox, start_sandbox
 
-UNITS = tuple(f"tests/unit/test_{name}.py" for name in ("task", "hooks", "requests", "plans", "messages"))
+AROUND = (
+    *(f"tests/unit/test_{name}.py" for name in ("task", "hooks", "requests", "plans", "messages")),
+    "tests/integration/test_life_of_workers.py",
+)
 AT_ONCE = 6
 DEADLINE_S = 75.0
 
@@ -123,11 +126,11 @@ def run_all(options: argparse.Namespace, directory: Path, sandbox: Sandbox) -> l
             return list(threads.map(run_one, sites_of(options)))
 
 
-def units_fail(version: str) -> bool:
-    """Whether a unit test does that is about what lies around a job's body."""
+def tests_fail(version: str) -> bool:
+    """Whether a test does of what lies around a job's body, or of how workers begin and end."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [python_of(version), "-m", "pytest", "-q", "-p", "no:cacheprovider", *UNITS]
-    print(f"Celery {version}: {' '.join(UNITS)}", flush=True)
+    command = [python_of(version), "-m", "pytest", "-q", "-p", "no:cacheprovider", *AROUND]
+    print(f"Celery {version}: {' '.join(AROUND)}", flush=True)
     return bool(subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=False).returncode)
 
 
@@ -135,9 +138,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parsed(arguments)
     for version in options.versions:
         python_of(version)
-    if options.units or options.groups == tuple(GROUPS):
-        failed = [version for version in options.versions if units_fail(version)]
-        if failed or options.units:
+    if options.tests or options.groups == tuple(GROUPS):
+        failed = [version for version in options.versions if tests_fail(version)]
+        if failed or options.tests:
             return bool(failed)
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="xpander-matrix-"))
@@ -186,7 +189,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     for name, known in (("versions", VERSIONS), ("pools", POOLS), ("groups", tuple(GROUPS))):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), default=known, help=", ".join(known))
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
-    parser.add_argument("--units", action="store_true", help="only the unit tests, with each version")
+    parser.add_argument("--tests", action="store_true", help="only those tests, with each version")
     parser.add_argument("--write", type=Path, help="write what is due into this file, if there is no fault")
     return parser.parse_args(arguments)
 
