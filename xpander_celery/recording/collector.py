@@ -7,7 +7,7 @@ lock (each step is one dict operation), and forgets everything in a forked child
 from __future__ import annotations
 
 import struct
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from logging import getLogger
@@ -85,7 +85,8 @@ class Collector(SpanProcessor):
         self._grace_ns = int(grace_s * 1e9)
         self._owners: dict[int, JobSpans] = {}  # of the spans that are open
         self._own_spans: dict[int, JobSpans] = {}  # of the jobs themselves
-        self._traces: dict[int, JobSpans | None] = {}  # None: of several jobs, or of one that is over
+        # None: of several jobs, or of one that is over. A dict would look past all that it forgot for its first key
+        self._traces: OrderedDict[int, JobSpans | None] = OrderedDict()
         self._jobs: dict[int, JobSpans] = {}  # running or in grace
         self._ended: deque[JobSpans] = deque()
         self._swept_at = 0  # so many open spans make looking for those of forgotten jobs worth it
@@ -108,7 +109,7 @@ class Collector(SpanProcessor):
         self._own_spans[span_id] = job
         traces[trace_id] = None if trace_id in traces else job
         if len(traces) > _MAX_TRACES:
-            traces.pop(next(iter(traces)), None)
+            traces.popitem(last=False)
 
     def close(self, job: JobSpans) -> None:
         """The job has ended; its late spans are taken for the grace."""
