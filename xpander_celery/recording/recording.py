@@ -37,6 +37,8 @@ T = TypeVar("T")
 _BURST = 32
 """So many `progress` events are written at once; beyond that one a second, and the rest is told by `finished`."""
 _A_SECOND = 1.0
+_SHARE = 0.01
+"""Of a job's time, beyond a burst, may be taken by adding up its spans while it runs: all of them each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +237,8 @@ class Recording(Job):
         """
         if self._is_elsewhere() or (self._finished is None and not self._is_allowed()):
             return
-        try:
-            usage = self.usage()
-        except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
-            pass_limit(failure)
-            self._note("usage_not_read", "usage could not be read")
+        usage = self._usage_so_far()
+        if usage is None:
             return
         told = usage.sent, self._used_tools(usage)
         if told == self._told:
@@ -369,6 +368,18 @@ class Recording(Job):
             self._note("usage_not_read", "usage could not be read")
             tokens, used_tools = self._told
             return Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
+
+    def _usage_so_far(self) -> Usage | None:
+        """The usage while the job runs, None where it cannot be read; what it takes to add it up is rested for."""
+        began = self._recorder.timer()
+        try:
+            return self.usage()
+        except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
+            pass_limit(failure)
+            self._note("usage_not_read", "usage could not be read")
+            return None
+        finally:
+            self._allowance -= min(_BURST, (self._recorder.timer() - began) / _SHARE)  # it may have been interrupted
 
     def _is_allowed(self) -> bool:
         now = self._recorder.timer()

@@ -103,6 +103,36 @@ def test_progress_is_told_at_once_up_to_a_burst_and_then_once_a_second(stage: St
     assert stage.finished().tokens == Tokens(prompt_tokens=102)
 
 
+class SlowSpan:
+    """The span of a job of which it takes a tenth of a second to add up what is below."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.looks = 0
+
+    def facts(self) -> list[Any]:
+        self.looks += 1
+        self.stage.elapsed += 0.1
+        return []
+
+    def activate(self) -> None: ...
+    def deactivate(self) -> None: ...
+
+
+def test_adding_up_many_spans_takes_a_hundredth_of_a_job_that_goes_on(stage: Stage) -> None:
+    span = SlowSpan(stage)
+    recording = stage.recording(span=span)
+    recording.begin()
+    for _ in range(100):
+        recording.progress()  # of a tool that is known already: nothing to tell, and yet all is added up
+    burst = span.looks
+    assert 0 < burst <= 4
+    for _ in range(1000):
+        stage.elapsed += 1.0
+        recording.progress()
+    assert 90 <= span.looks - burst <= 102
+
+
 def test_progress_is_told_only_of_changes(stage: Stage) -> None:
     recording = stage.recording()
     recording.begin()
