@@ -6,7 +6,7 @@ are told from those that do not (`tree`), and what was added explicitly counts w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xpander_celery.recording.added import not_given
@@ -55,10 +55,12 @@ def usage_of(spans: Iterable[SpanFacts], *, added: Iterable[Added] = (), returne
         if not calls.count:
             calls.add(returned.calls)
         used = used or dict.fromkeys(returned.used_tools)
+    by_model = calls.by_model()
+    inclusive = _sum(by_model.values())
     return Usage(
-        inclusive=calls.inclusive(),
-        sent=calls.sent(),
-        by_model=calls.by_model(),
+        inclusive=inclusive,
+        sent=calls.sent(inclusive),
+        by_model=by_model,
         used_tools=tuple(used),
         llm_calls=calls.count,
         llm_errors=tools.llm_errors(),
@@ -90,17 +92,18 @@ class _Sums:
         for call in calls:
             self._add(call.model, call.prompt, call.completion, call.cache_read, call.cache_write, call.beside)
 
-    def inclusive(self) -> Tokens:
-        return _tokens([sum(counts) for counts in zip(*self._models.values(), strict=True)])
-
-    def sent(self) -> Tokens:
-        inclusive = self.inclusive()
+    def sent(self, inclusive: Tokens) -> Tokens:
         if not self._cache_beside:
             return inclusive
         return inclusive.model_copy(update={"prompt_tokens": max(inclusive.prompt_tokens - self._cache_beside, 0)})
 
     def by_model(self) -> dict[str, Tokens]:
-        return {model: _tokens(counts) for model, counts in self._models.items()}
+        return {
+            model: Tokens(
+                prompt_tokens=prompt, completion_tokens=completion, cache_read_tokens=read, cache_write_tokens=write
+            )
+            for model, (prompt, completion, read, write) in self._models.items()
+        }
 
     def _add(self, model: str | None, prompt: int, completion: int, read: int, write: int, beside: bool) -> None:
         self.count += 1
@@ -116,11 +119,11 @@ class _Sums:
             self._cache_beside += read + write
 
 
-def _tokens(counts: Sequence[int]) -> Tokens:
-    prompt, completion, cache_read, cache_write = counts or (0, 0, 0, 0)
-    return Tokens(
-        prompt_tokens=prompt, completion_tokens=completion, cache_read_tokens=cache_read, cache_write_tokens=cache_write
-    )
+def _sum(of_models: Collection[Tokens]) -> Tokens:
+    """Of several models; most jobs have one, and a job waits for this each time that it tells of its progress."""
+    if len(of_models) == 1:
+        return next(iter(of_models))
+    return sum(of_models, Tokens())
 
 
 @dataclass(slots=True)
