@@ -128,6 +128,18 @@ def sleep(seconds: float) -> str:
     return "slept"
 
 
+@app.task
+def doze(steps: int) -> float:
+    """Sleeps a hundredth of a second so many times; the longest of them, in seconds, shows who held up the process."""
+    xc.current_job().add_usage(SPENT)
+    longest = 0.0
+    for _ in range(steps):
+        began = time.monotonic()
+        time.sleep(0.01)
+        longest = max(longest, time.monotonic() - began)
+    return longest
+
+
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> str:
     xc.current_job().add_usage(SPENT)
