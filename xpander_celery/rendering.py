@@ -30,6 +30,7 @@ _SEQUENCES = (list, tuple, Set, deque, KeysView, ValuesView, ItemsView, range, a
 _DEEPEST = 32
 _NO_CAP = 1 << 62
 _CUT = "… [cut, {} in all]"
+_NAMING, _NAMED = ("name", "key", "Name", "Key"), ("value", "Value")  # as Kubernetes and AWS write variables
 _OPTION = re.compile(r"--[\w-]+")  # of a command line: its value is the next item
 _COUNTED = 1 << 20  # characters: of a longer text, the bytes are not counted
 _PLAIN_INT = 10**18
@@ -94,7 +95,7 @@ class Renderer:
         numbers. Then the arguments are dumped as they are, without the copy that takes most of the time.
         """
         room = self.max_input_bytes
-        if "value" in arguments:  # of what another argument may name
+        if "value" in arguments or "Value" in arguments:  # of what another argument may name
             return False
         for name, value in arguments.items():
             if type(name) is not str or not name.isascii() or looks_secret(name, self.redact_keys):
@@ -229,8 +230,9 @@ class _Walk:
 
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         copied: dict[str, Any] = {}
-        if self._names_a_secret(value.get("name", value.get("key")) if "value" in value else None):
-            value = {**value, "value": MASK}
+        for named in _NAMED:
+            if named in value and any(self._names_a_secret(value.get(naming)) for naming in _NAMING):
+                value = {**value, named: MASK}
         for key, item in value.items():
             if self._room < 0:
                 copied["…"] = f"[cut, {len(value)} keys in all]"

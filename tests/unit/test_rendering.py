@@ -109,6 +109,10 @@ def test_input_is_the_bound_arguments(arguments: dict[str, Any], text: str) -> N
         ({"a": 1}.values(), "[1]"),
         ([["X-Api-Key", "hunter2"], ["Accept", "text"]], '[["X-Api-Key","[redacted]"],["Accept","text"]]'),
         ([{"name": "password", "value": "hunter2"}], '[{"name":"password","value":"[redacted]"}]'),
+        ([{"Name": "DB_PASSWORD", "Value": "hunter2"}], '[{"Name":"DB_PASSWORD","Value":"[redacted]"}]'),
+        ([{"Key": "ApiToken", "Value": "hunter2"}], '[{"Key":"ApiToken","Value":"[redacted]"}]'),
+        ([{"Name": "size", "Value": "12"}], '[{"Name":"size","Value":"12"}]'),
+        ({"Name": "PASSWORD", "Value": "hunter2"}, '{"Name":"PASSWORD","Value":"[redacted]"}'),
         ({"password": True}, '{"password":true}'),
         (["psql", "--password", "hunter2", "--user", "ann"], '["psql","--password","[redacted]","--user","ann"]'),
         (
@@ -222,9 +226,9 @@ def test_cut_is_the_identity_below_the_cap_and_bounded_above(text: str, cap: int
         assert short == text
 
 
-NAMES = st.sampled_from(["question", "api_key", "name", "value", "key", "n", "é", "Token", "a" * 40]) | st.text(
-    max_size=5
-)
+NAMES = st.sampled_from(
+    ["question", "api_key", "name", "value", "key", "Name", "Value", "n", "é", "Token", "a" * 40]
+) | st.text(max_size=5)
 TEXTS = st.text(max_size=30) | st.sampled_from(
     [
         "Where?",
