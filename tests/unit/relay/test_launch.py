@@ -32,7 +32,10 @@ config = RelayConfig.from_environ(os.environ)
 directory = config.directory
 facts = {{"pid": os.getpid(), "arguments": sys.argv[1:], "session": os.getsid(0), "key": config.api_key}}
 facts["descriptors"] = os.listdir("/dev/fd")
-(directory / f"started-{{time.time_ns()}}").write_text(json.dumps(facts))
+whole = directory / f"started-{{time.time_ns()}}"
+written = whole.with_name(f"being-written-{{os.getpid()}}")
+written.write_text(json.dumps(facts))
+written.rename(whole)  # a test reads it as soon as it is there
 if sys.argv[1] == "run":
     lock = RelayLock.acquire(directory)
     time.sleep(60)
