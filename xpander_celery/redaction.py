@@ -14,6 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 MASK = "[redacted]"
+LOGIN_OPTIONS = frozenset({"-u", "--user", "--proxy-user"})
+"""Options of a command line (curl, wget, http) whose value is `user:password`."""
 
 _SECRET_WORDS = frozenset(
     {
@@ -69,9 +71,12 @@ _VALUE = re.compile(
       |[^\s,;&"'(){}\[\]]++""",
     re.VERBOSE | re.DOTALL,
 )
+_LOGIN = re.compile(r"""(?!\d+:\d+$)(?P<user>[^\s:"'/\\]{1,64}:)(?!/).+""", re.DOTALL)
 _FREE_STANDING = re.compile(
     r"""(?P<scheme>\b(?:[Bb]earer|[Bb]asic)\ +)[A-Za-z0-9._~+/=-]{8,}+
       |(?P<url>://[^\s:/@?#]{0,64}:)[^\s/@?#]{1,256}(?=@)
+      |(?P<login>(?<![\w-])(?:-u|--(?:proxy-)?user)(?:=|\ {1,4}|\\{0,4}["'],\ ?)\\{0,4}["']?
+        (?!\d+:\d+\b)[^\s:"'/\\]{1,64}:)(?!/)[^\s"'\\]{1,256}
       |-----BEGIN\ [A-Z ]{0,32}PRIVATE\ KEY-----(?:(?!-----END)[\s\S])*+(?:-----END\ [A-Z ]{0,32}-----)?
       |\bsk-[A-Za-z0-9_-]{16,}+
       |\bgh[opsur]_[A-Za-z0-9]{20,}+
@@ -130,6 +135,12 @@ def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
     return text
 
 
+def without_password(login: str) -> str:
+    """The value of one of the `LOGIN_OPTIONS`, masked behind its user; ids of a user and a group are none."""
+    found = _LOGIN.fullmatch(login)
+    return found["user"] + MASK if found else login
+
+
 def mask_shown(text: str, secret: Any) -> str:
     """`text`, made from values of which `secret` was one, with every piece of that masked, also where it was
     abbreviated (`hunt...`). For text that says no names; raises what the value's own `repr` raises.
@@ -166,6 +177,7 @@ def _could_hold_a_key(text: str) -> bool:
         or "eyJ" in text
         or "xox" in text
         or "gh" in text
+        or "-u" in text
         or "earer " in text
         or "asic " in text
         or "-----BEGIN" in text
@@ -206,7 +218,7 @@ def _masked(value: re.Match[str]) -> str:
 
 
 def _mask_free_standing(match: re.Match[str]) -> str:
-    return (match["scheme"] or match["url"] or "") + MASK
+    return (match["scheme"] or match["url"] or match["login"] or "") + MASK
 
 
 @lru_cache(maxsize=256)

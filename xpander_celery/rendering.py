@@ -24,7 +24,14 @@ from uuid import UUID
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_json
 
-from xpander_celery.redaction import MASK, could_hold_a_secret, looks_secret, redact_text
+from xpander_celery.redaction import (
+    LOGIN_OPTIONS,
+    MASK,
+    could_hold_a_secret,
+    looks_secret,
+    redact_text,
+    without_password,
+)
 
 _SEQUENCES = (list, tuple, Set, deque, KeysView, ValuesView, ItemsView, range, array)
 _DEEPEST = 32
@@ -250,14 +257,17 @@ class _Walk:
         copied: list[Any] = []
         if isinstance(value, (list, tuple)) and len(value) == 2 and self._names_a_secret(value[0]):
             return [value[0], MASK]  # a pair, as in a list of headers
-        is_secret = False
+        is_secret = is_login = False
         for item in value:
             if self._room < 0:
                 copied.append(f"[cut, {len(value)} items in all]")  # type: ignore[arg-type]
                 break
             self._room -= 1
             is_option = type(item) is str and item.startswith("--")
+            if is_login and type(item) is str:
+                item = without_password(item)
             copied.append(MASK if is_secret and not is_option else self.copy(item, depth))
+            is_login = self._redact is not None and type(item) is str and item in LOGIN_OPTIONS
             is_secret = is_option and _OPTION.fullmatch(item) is not None and self._names_a_secret(item)
         return copied
 

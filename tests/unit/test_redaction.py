@@ -119,6 +119,8 @@ def test_further_names_are_masked_too() -> None:
         "eyJ",
         "sk-",
         "bearer ",
+        "-u a:",
+        "-u",
         "a",
     ],
 )
@@ -182,6 +184,16 @@ def test_a_value_is_masked_wherever_text_shows_it(secret: object, text: str, mas
         ("['--password', '--user', 'ann']", "['--password', '--user', 'ann']"),
         ("--user ann --max-tokens 5 --token-count 6", "--user ann --max-tokens 5 --token-count 6"),
         ("--password", "--password"),
+        ("curl -u ann:hunter2 https://example.org", f"curl -u ann:{MASK} https://example.org"),
+        ("curl --user=ann:hunter2", f"curl --user=ann:{MASK}"),
+        ("['curl', '-u', 'ann:hunter2', '-v']", f"['curl', '-u', 'ann:{MASK}', '-v']"),
+        (r"[\"--proxy-user\",\"ann:hunter2\"]", rf"[\"--proxy-user\",\"ann:{MASK}\"]"),
+        (
+            "rsync -u host:/home . && tool -u https://example.org",
+            "rsync -u host:/home . && tool -u https://example.org",
+        ),
+        ("docker run --user 1000:1000 -u 1000:1000 image", "docker run --user 1000:1000 -u 1000:1000 image"),
+        ("git push -u origin main:main, re-u a:b", "git push -u origin main:main, re-u a:b"),
     ],
 )
 def test_the_value_of_a_command_line_option_is_masked(text: str, masked: str) -> None:

@@ -115,6 +115,8 @@ def test_input_is_the_bound_arguments(arguments: dict[str, Any], text: str) -> N
         ({"Name": "PASSWORD", "Value": "hunter2"}, '{"Name":"PASSWORD","Value":"[redacted]"}'),
         ({"password": True}, '{"password":true}'),
         (["psql", "--password", "hunter2", "--user", "ann"], '["psql","--password","[redacted]","--user","ann"]'),
+        (["curl", "-u", "ann:hunter two", "-v"], '["curl","-u","ann:[redacted]","-v"]'),
+        (["docker", "run", "-u", "1000:1000"], '["docker","run","-u","1000:1000"]'),
         (
             ["--api-key", "--verbose", "--password=hunter2", "shop"],
             '["--api-key","--verbose","--password=[redacted]","shop"]',
