@@ -239,6 +239,7 @@ class JobSpan:
             self._span.set_attribute("error.type", error)
             self._span.set_status(Status(StatusCode.ERROR, description))
         self._span.end()
+        self._span = trace.NonRecordingSpan(self._span.get_span_context())  # this waits for late spans, that need not
 
     def _read_own(self) -> SpanFacts | None:
         """Usage on the job's own span: LiteLLM's callback writes on whichever span is current."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -201,6 +202,13 @@ class TestEnd:
         span = span_named(exported, "run job")
         assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "masked")
         assert dict(span.attributes or {}) == {"error.type": "ValueError", "celery.state": "FAILURE"}
+
+    def test_an_ended_job_waits_for_late_spans_without_its_own(self, tracing: Tracing) -> None:
+        with running_job(tracing, "run add") as job:
+            kept = weakref.ref(trace.get_current_span())
+            traceparent = job.traceparent
+        assert kept() is None
+        assert job.traceparent == traceparent
 
     def test_ending_twice_changes_nothing(self, tracing: Tracing, exported: InMemorySpanExporter) -> None:
         with running_job(tracing) as job:
