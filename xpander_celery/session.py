@@ -87,7 +87,6 @@ class Session:
             attributes=plan.span_attributes(message, facts),
             earlier=messages.header(message, messages.EARLIER),
             on_usage=recording.progress,
-            on_late_usage=recording.progress,
         )
         if span.trace_id is not None:
             facts["trace_id"] = span.trace_id
@@ -110,9 +109,7 @@ class Session:
         recording = Recording(
             self.recorder, job_id=job_id, attempt_id=attempt_id, child=process_id, owner=process_id, facts=facts
         )
-        span = recording.span = self.tracing.start_job(
-            f"run {name}", on_usage=recording.progress, on_late_usage=recording.progress
-        )
+        span = recording.span = self.tracing.start_job(f"run {name}", on_usage=recording.progress)
         facts["trace_id"] = span.trace_id
         return recording
 

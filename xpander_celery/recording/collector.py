@@ -41,16 +41,16 @@ class JobSpans:
         "ended",
         "facts",
         "forgotten",
-        "notify",
+        "on_usage",
         "seen",
         "span_id",
         "started",
         "trace_id",
     )
 
-    def __init__(self, collector: Collector, notify: Callable[[bool], None] | None) -> None:
+    def __init__(self, collector: Collector, on_usage: Callable[[], None] | None) -> None:
         self.collector = collector
-        self.notify = notify  # called with True once the job has ended, when a span with usage or a tool ended
+        self.on_usage = on_usage
         self.started = collector.clock()
         self.ended: int | None = None
         self.forgotten = False  # the grace is over, or this is a forked child
@@ -73,8 +73,8 @@ class JobSpans:
                 logger.warning("a job has too many spans; the rest is not counted", extra={"event": "spans_dropped"})
             return
         self.facts.append(facts)
-        if self.notify is not None and (facts.prompt is not None or facts.tool is not None):
-            self.notify(self.ended is not None)
+        if self.on_usage is not None and (facts.prompt is not None or facts.tool is not None):
+            self.on_usage()
 
 
 class Collector(SpanProcessor):
@@ -92,10 +92,10 @@ class Collector(SpanProcessor):
         self._swept_at = 0  # so many open spans make looking for those of forgotten jobs worth it
         self.enabled = True
 
-    def open(self, notify: Callable[[bool], None] | None) -> JobSpans:
+    def open(self, on_usage: Callable[[], None] | None) -> JobSpans:
         """Begin to collect for a job; its span is about to start in a context that holds it under `JOB_KEY`."""
         self._purge()
-        job = JobSpans(self, notify)
+        job = JobSpans(self, on_usage)
         self._jobs[id(job)] = job
         return job
 
@@ -150,7 +150,7 @@ class Collector(SpanProcessor):
         """In a forked child: the jobs of the parent are not here, even if a body was running when it forked."""
         for job in self._jobs.values():
             job.forgotten = True
-            job.notify = None
+            job.on_usage = None
         self._owners.clear()
         self._own_spans.clear()
         self._traces.clear()
@@ -224,7 +224,7 @@ class Collector(SpanProcessor):
             except (IndexError, ValueError):  # none is left, or another thread's job forgot this one
                 return
             job.forgotten = True
-            job.notify = None
+            job.on_usage = None
             self._jobs.pop(id(job), None)
             self._own_spans.pop(job.span_id or 0, None)
             if self._traces.get(job.trace_id) is job:

@@ -230,7 +230,7 @@ class Recording(Job):
             self.span.activate()
         self._began = self._recorder.timer()
 
-    def progress(self, _: object = None) -> None:
+    def progress(self) -> None:
         """Tell the usage so far, if it changed. After the end this corrects it: a late span came.
 
         While the job runs, what comes too fast waits for the next change or for the end.

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -60,8 +59,7 @@ class Tracing:
         carrier: Mapping[str, object] | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
         earlier: str | None = None,
-        on_usage: Callable[[JobSpan], None] | None = None,
-        on_late_usage: Callable[[JobSpan], None] | None = None,
+        on_usage: Callable[[], None] | None = None,
     ) -> JobSpan:
         """Start the span of a job and begin to collect its spans; `activate()` makes it current.
 
@@ -70,10 +68,10 @@ class Tracing:
         Without one the job was called in-process and belongs below the current span. `earlier` is the `traceparent` of
         the previous attempt, which is linked.
 
-        `on_usage(job_span)` is called when a span with usage, or of a tool, ended while the job runs, on the thread
-        that ended it; `on_late_usage` the same after `end()`, within the grace. Both must be quick.
+        `on_usage()` is called when a span with usage, or of a tool, ended: while the job runs, and after `end()` within
+        the grace, on the thread that ended it. It must be quick.
         """
-        return JobSpan(self._collector, self._providers, name, carrier, attributes, earlier, on_usage, on_late_usage)
+        return JobSpan(self._collector, self._providers, name, carrier, attributes, earlier, on_usage)
 
     def publish(
         self,
@@ -136,8 +134,7 @@ class JobSpan:
         carrier: Mapping[str, object] | None,
         attributes: Mapping[str, AttributeValue] | None,
         earlier: str | None,
-        on_usage: Callable[[JobSpan], None] | None,
-        on_late_usage: Callable[[JobSpan], None] | None,
+        on_usage: Callable[[], None] | None,
     ) -> None:
         self._collector = collector
         self._providers = providers
@@ -147,7 +144,7 @@ class JobSpan:
         self._is_sealed = False
         self._ended = False
         tracer = providers.job_tracer()
-        job = self._job = collector.open(partial(_notify, self, on_usage, on_late_usage))
+        job = self._job = collector.open(on_usage)
         context = self._context = context_for(job, carrier)
         kind = _INTERNAL if carrier is None else _CONSUMER
         links = link_to(earlier) if earlier else None
@@ -254,18 +251,6 @@ class JobSpan:
         except FAILURES:
             return None
         return facts._replace(kind=Kind.CONTAINER, tool=None) if facts is not None and facts.has_usage else None
-
-
-def _notify(
-    span: JobSpan,
-    on_usage: Callable[[JobSpan], None] | None,
-    on_late_usage: Callable[[JobSpan], None] | None,
-    late: bool,
-) -> None:
-    """Kept by the collector alone, which lets go of it: a span that kept its recording would make a cycle."""
-    callback = on_late_usage if late else on_usage
-    if callback is not None:
-        callback(span)
 
 
 def _usage_attributes(usage: Usage) -> dict[str, AttributeValue]:

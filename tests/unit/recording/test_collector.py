@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from tests.support.model_spans import CHAT, call_model, calls_in, running_job, start_model_call
 from xpander_celery.recording import collector as collector_module
-from xpander_celery.recording.spans import JobSpan, Tracing
+from xpander_celery.recording.spans import Tracing
 
 pytestmark = pytest.mark.usefixtures("provider")
 
@@ -209,19 +209,15 @@ class TestLateSpans:
     def test_a_stream_that_ends_after_the_job_corrects_it_within_the_grace(
         self, tracing: Tracing, clock: Clock
     ) -> None:
-        told: list[tuple[str, int]] = []
-        how: Any = {
-            "on_usage": lambda job: told.append(("usage", calls_in(job))),
-            "on_late_usage": lambda job: told.append(("late", calls_in(job))),
-        }
-        with running_job(tracing, **how) as job:
+        told: list[int] = []
+        with running_job(tracing, on_usage=lambda: told.append(calls_in(job))) as job:
             call_model()
             stream, too_late = start_model_call(), start_model_call()
         clock.ahead_ns = 4 * 10**9
         stream.end()
         clock.ahead_ns = 6 * 10**9
         too_late.end()
-        assert told == [("usage", 1), ("late", 2)]
+        assert told == [1, 2]
         assert calls_in(job) == 2
 
     def test_a_span_written_afterwards_for_the_time_of_the_job_is_its_own(self, tracing: Tracing) -> None:
@@ -273,18 +269,18 @@ class TestLateSpans:
 
 class TestNotifying:
     def test_only_usage_and_tools_are_told(self, tracing: Tracing) -> None:
-        told: list[JobSpan] = []
-        with running_job(tracing, on_usage=told.append) as job:
+        told: list[bool] = []
+        with running_job(tracing, on_usage=lambda: told.append(True)):
             trace.get_tracer("http").start_span("GET").end()
             assert told == []
             call_model()
             trace.get_tracer("x").start_span("t", attributes={"gen_ai.tool.name": "look"}).end()
-        assert told == [job, job]
+        assert told == [True, True]
 
     def test_a_failing_listener_does_not_reach_the_body(
         self, tracing: Tracing, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def fail(job: JobSpan) -> None:
+        def fail() -> None:
             raise OSError("disk full")
 
         with running_job(tracing, on_usage=fail) as job:
@@ -296,7 +292,7 @@ class TestNotifying:
         class SoftTimeLimitExceeded(Exception):  # noqa: N818  Celery's name
             pass
 
-        def interrupted(job: JobSpan) -> None:
+        def interrupted() -> None:
             raise SoftTimeLimitExceeded
 
         with running_job(tracing, on_usage=interrupted), pytest.raises(SoftTimeLimitExceeded):
@@ -357,9 +353,9 @@ class TestOddSpans:
 
 class TestFork:
     def test_a_process_that_a_job_forks_counts_nothing_for_it(self, tracing: Tracing) -> None:
-        told: list[JobSpan] = []
+        told: list[bool] = []
         reader, writer = os.pipe()
-        with running_job(tracing, on_usage=told.append) as job:
+        with running_job(tracing, on_usage=lambda: told.append(True)) as job:
             child = os.fork()
             if child == 0:
                 try:

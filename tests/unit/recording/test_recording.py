@@ -312,7 +312,7 @@ def test_its_span_is_current_while_it_runs_and_ends_with_it(stage: Stage) -> Non
 
     tracing = Tracing()
     recording = stage.recording()
-    recording.span = tracing.start_job("run ask", on_usage=recording.progress, on_late_usage=recording.progress)
+    recording.span = tracing.start_job("run ask", on_usage=recording.progress)
     before = trace.get_current_span()
     recording.begin()
     assert format(trace.get_current_span().get_span_context().trace_id, "032x") == recording.span.trace_id
@@ -334,7 +334,7 @@ def test_an_ended_job_is_freed_without_the_garbage_collector(stage: Stage) -> No
     kept = weakref.ref(name)
     recording = stage.recording(facts={"task": name})
     del name
-    recording.span = tracing.start_job("run ask", on_usage=recording.progress, on_late_usage=recording.progress)
+    recording.span = tracing.start_job("run ask", on_usage=recording.progress)
     gc.collect()
     gc.disable()
     try:
