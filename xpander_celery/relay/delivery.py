@@ -19,6 +19,7 @@ from xpander_celery.relay.letters import Letter, Letters, Unsent
 from xpander_celery.relay.policy import Fate, Flow, Gate, Permit, Ruling, Try
 from xpander_celery.relay.replies import DELIVERED, read_error
 from xpander_celery.relay.rows import Job, Result
+from xpander_celery.relay.schema import IndexFullError
 from xpander_celery.relay.targets import Target
 
 _LEAST_READY = 64  # what is fetched at once, or twice as many as can be sent at once
@@ -210,7 +211,7 @@ class Delivery:
                 self._in_flight.mark(slot, job.row)
                 letter = self._letters.prepare(job, now, self._index.gone)
                 if isinstance(letter, Letter):
-                    permit = self._gate.permit(job.row, agent_id, now)
+                    permit = self._gate.permit(job.row, agent_id, now) if self._may_correct(job) else None
                     if permit is not None:
                         self._is_alone = bool(job.crashes)
                         return letter, permit
@@ -223,6 +224,17 @@ class Delivery:
                 else:
                     self._reopened.append(job)
         return None
+
+    def _may_correct(self, job: Job) -> bool:
+        """Have it known, also after a crash, that what the platform has of the job is about to change; False while that
+        cannot be stored. Else a job that comes to its former report again would not be sent, whatever arrived since.
+        """
+        if job.digest:
+            try:
+                self._index.doubt(job.row)
+            except IndexFullError:
+                return False
+        return True
 
     async def _send(self, slot: int, target: Target, letter: Letter, permit: Permit) -> None:
         """Deliver one report, and note what came of it."""

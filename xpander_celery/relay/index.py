@@ -259,6 +259,11 @@ class Index:
                 change = f"UPDATE jobs SET phase = {phase:d}, at = :now, crashes = 0, reason = :reason {this}"
                 return phase if self._db.execute(change, values).rowcount else result.phase
 
+    def doubt(self, row: int) -> None:
+        """The platform may have another report of this job from now on than the last one that was delivered."""
+        with self._transaction([]):
+            self._db.execute("UPDATE jobs SET digest = x'' WHERE row = ?", (row,))
+
     def note_crashes(self, rows: Sequence[int], now: float) -> list[int]:
         """Count a death of the relay for each report it was at work on; returns those that are dead by that."""
         reason = f"the relay died {MAX_CRASHES} times in a row while it was at work on this report"

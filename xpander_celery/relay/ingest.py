@@ -156,7 +156,7 @@ class Ingest:
                 change = Change(state.job_id, Phase.DUE, now, before=before, state=text, agent_id=agent_id)
         if before is None:
             return change
-        if before.digest is not None and before.digest == digest_of(report):
+        if before.digest and before.digest == digest_of(report):
             counters["unchanged"] += 1
             return Change(state.job_id, Phase.SETTLED, now, before=before, state=text, agent_id=agent_id)
         if before.phase is Phase.HELD and before.agent_id == agent_id:

@@ -25,7 +25,11 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row. `since`: from when on it waits to be delivered. `digest`: of the report that the platform has."""
+    """One row. `since`: from when on it waits to be delivered.
+
+    `digest` is that of the report which the platform has: empty where it may have another one, None where it has none
+    for all that is known.
+    """
 
     row: int
     job_id: str

@@ -12,6 +12,7 @@ from xpander_celery.errors import NetworkError, NotFoundError, RequestRefusedErr
 from xpander_celery.journal import Batch
 from xpander_celery.relay.policy import Flow
 from xpander_celery.relay.rows import Phase
+from xpander_celery.relay.schema import IndexFullError
 from xpander_celery.relay.status import HEARTBEAT_S, Status
 from xpander_celery.report import TaskReport
 
@@ -97,6 +98,82 @@ async def test_a_correction_while_the_report_is_on_its_way_is_sent_after_it(hous
     assert house.platform.posts_by_id() == {"a": 2}
     assert house.platform.records["a"].tokens is not None
     assert house.phase("a") is Phase.SETTLED
+
+
+def spent(house: RelayHouse, tokens: int) -> None:
+    """A correction of the job `a`."""
+    house.clock.advance(1)
+    house.append("a", "1", house.journal, kind="progress", duration_s=1.0, tokens={"prompt_tokens": tokens})
+
+
+def last_sent(house: RelayHouse) -> int | None:
+    tokens = house.platform.posts[-1][1].tokens
+    return tokens.prompt_tokens if tokens is not None else None
+
+
+@pytest.mark.parametrize("answered", ["in time", "late", "never"])
+async def test_a_job_that_comes_to_its_former_report_again_is_sent_again(house: RelayHouse, answered: str) -> None:
+    """The correction in between is on its way, or may have arrived though nobody said so."""
+    house.job("a")
+    spent(house, 8)
+    await house.settle()
+    answer = asyncio.Event()
+
+    async def slow(report: TaskReport) -> None:
+        await answer.wait()
+        if answered == "never":
+            house.platform.answer = lambda report: None
+            raise NetworkError("the reply was lost")
+
+    house.platform.answer = slow
+    if answered == "in time":
+        answer.set()
+    spent(house, 1)
+    await house.turn()
+    assert last_sent(house) == 1
+    if answered == "never":
+        answer.set()
+        await house.turn()
+    spent(house, 8)
+    await house.turn()
+    answer.set()
+    await house.go_on(120)
+    assert last_sent(house) == 8
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_it_is_sent_again_also_by_the_next_relay(house: RelayHouse) -> None:
+    house.job("a")
+    spent(house, 8)
+    await house.settle()
+    spent(house, 1)
+    await house.turn()
+    assert last_sent(house) == 1
+    await house.die()  # before it is stored that this was delivered
+    spent(house, 8)
+    house.start()
+    await house.go_on(120)
+    assert last_sent(house) == 8
+
+
+async def test_no_correction_is_sent_while_it_cannot_be_noted(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.job("a")
+    await house.settle()
+
+    def full(row: int) -> None:
+        raise IndexFullError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(house.index, "doubt", full)
+        spent(house, 1)
+        for _ in range(10):
+            await house.turn()
+            house.clock.advance(1)
+        assert house.platform.posts_by_id() == {"a": 1}
+    await house.settle()
+    assert last_sent(house) == 1
 
 
 async def test_of_what_waits_only_the_latest_revision_is_sent(house: RelayHouse) -> None:
