@@ -25,9 +25,20 @@ def index(tmp_path: Path) -> Iterator[Index]:
     index.close()
 
 
+_REOPENED: list[Index] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_index_stays_open() -> Iterator[None]:
+    yield
+    while _REOPENED:
+        _REOPENED.pop().close()
+
+
 def reopened(index: Index) -> Index:
     index.close()
-    return Index.open(index.path.parent, max_bytes=CAP)
+    _REOPENED.append(Index.open(index.path.parent, max_bytes=CAP))
+    return _REOPENED[-1]
 
 
 def due(job_id: str, at: float = 1.0, **more: Any) -> Change:
