@@ -1,4 +1,4 @@
-"""The table of faults: which row each test is for, and after a run what became of every row.
+"""What tests of faults share, and their table: which row each is for, and after a run what became of every row.
 
 A test says `@pytest.mark.fault(13)`, with several numbers where it is for several rows. A run of the whole folder fails
 when a row has no test; one that is skipped says why.
@@ -7,9 +7,14 @@ when a row has no test; one that is skipped says why.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
+
+from tests.support.broker import Broker, start_redis
+from tests.support.redis_server import RedisServer, running_redis
+from tests.support.sandbox import Sandbox, start_sandbox
 
 FAULTS: Mapping[int, tuple[str, str]] = {
     1: ("SIGKILL child after append", "zero lost"),
@@ -56,6 +61,27 @@ _NO_TEST = "NO TEST"
 _rows = pytest.StashKey[dict[str, tuple[int, ...]]]()
 _results = pytest.StashKey[dict[str, tuple[str, str]]]()
 _is_whole = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    """Where the workers of a module have their jobs from."""
+    with start_redis() as broker:
+        yield broker
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server for the journal, that keeps what it took."""
+    with running_redis(tmp_path / "redis", "--appendonly", "yes") as server:
+        yield server
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """The platform."""
+    with start_sandbox() as sandbox:
+        yield sandbox
 
 
 def pytest_configure(config: pytest.Config) -> None:

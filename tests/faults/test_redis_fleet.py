@@ -15,10 +15,10 @@ import psutil
 import pytest
 from celery import Celery
 
-from tests.support.broker import Broker, start_redis
-from tests.support.redis_server import RedisServer, running_redis
+from tests.support.broker import Broker
+from tests.support.redis_server import RedisServer
 from tests.support.relay_process import AGENT, Jobs, start_relay
-from tests.support.sandbox import Sandbox, start_sandbox
+from tests.support.sandbox import Sandbox
 from tests.support.waiting import until
 from tests.support.worker import APP, start_worker
 from xpander_celery.journal.files import FileJournal
@@ -30,18 +30,6 @@ from xpander_celery.relay.status import EXIT_TAKEN, Status
 
 DESTINATION = "destination"
 _TAKES_OVER_WITHIN_S = 30.0
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with start_sandbox() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running_redis(tmp_path / "redis", "--appendonly", "yes") as server:
-        yield server
 
 
 @pytest.fixture
@@ -182,12 +170,6 @@ def test_to_run_once_beside_a_relay_that_leads_says_that_it_does(
         until(lambda: leads(first), what="a relay that leads")
         with start_relay(second, "--once") as once:
             assert once.wait(60) == EXIT_TAKEN
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with start_redis() as broker:
-        yield broker
 
 
 def test_a_job_that_is_delivered_again_to_another_machine_is_one_record_with_both_attempts(

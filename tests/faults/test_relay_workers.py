@@ -16,24 +16,12 @@ import psutil
 import pytest
 from celery import Celery
 
-from tests.support.broker import Broker, start_redis
+from tests.support.broker import Broker
 from tests.support.relay_process import start_relay
-from tests.support.sandbox import Sandbox, start_sandbox
+from tests.support.sandbox import Sandbox
 from tests.support.waiting import until
 from tests.support.worker import AGENT, APP, Worker, start_worker
 from xpander_celery.relay.config import VARIABLE, RelayConfig
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with start_redis() as broker:
-        yield broker
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with start_sandbox() as sandbox:
-        yield sandbox
 
 
 @contextmanager

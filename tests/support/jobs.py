@@ -128,9 +128,9 @@ def sleep(seconds: float) -> str:
     return "slept"
 
 
-@app.task
+@app.task(track_started=True)
 def doze(steps: int) -> float:
-    """Sleeps a hundredth of a second so many times; the longest of them, in seconds, shows who held up the process."""
+    """Sleeps a hundredth of a second so many times; the longest, in seconds, shows whether the process stood still."""
     xc.current_job().add_usage(SPENT)
     longest = 0.0
     for _ in range(steps):
