@@ -237,7 +237,10 @@ class Recording(Job):
         """
         if self._is_elsewhere() or (self._finished is None and not self._is_allowed()):
             return
-        usage = self._usage_so_far()
+        began = self._recorder.timer()
+        usage = self._readable_usage()
+        spent = (self._recorder.timer() - began) / _SHARE
+        self._allowance -= min(_BURST, spent)  # it may have been interrupted
         if usage is None:
             return
         told = usage.sent, self._used_tools(usage)
@@ -361,25 +364,20 @@ class Recording(Job):
         """The usage at the end; where it cannot be read, what was told before."""
         if self.span is not None:
             self.span.seal()
+        usage = self._readable_usage(returned)
+        if usage is None:
+            tokens, used_tools = self._told
+            return Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
+        return usage
+
+    def _readable_usage(self, returned: Returned | None = None) -> Usage | None:
+        """The usage so far, None where it cannot be read."""
         try:
             return self.usage(returned)
         except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
             pass_limit(failure)
             self._note("usage_not_read", "usage could not be read")
-            tokens, used_tools = self._told
-            return Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
-
-    def _usage_so_far(self) -> Usage | None:
-        """The usage while the job runs, None where it cannot be read; what it takes to add it up is rested for."""
-        began = self._recorder.timer()
-        try:
-            return self.usage()
-        except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
-            pass_limit(failure)
-            self._note("usage_not_read", "usage could not be read")
             return None
-        finally:
-            self._allowance -= min(_BURST, (self._recorder.timer() - began) / _SHARE)  # it may have been interrupted
 
     def _is_allowed(self) -> bool:
         now = self._recorder.timer()
