@@ -11,6 +11,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
+from xpander_celery.errors import JournalError
 from xpander_celery.journal.notices import Notice
 from xpander_celery.relay.clock import Clock
 from xpander_celery.relay.index import Index
@@ -19,7 +20,6 @@ from xpander_celery.relay.letters import Letter, Letters, Unsent
 from xpander_celery.relay.policy import Fate, Flow, Gate, Permit, Ruling, Try
 from xpander_celery.relay.replies import DELIVERED, read_error
 from xpander_celery.relay.rows import Job, Result
-from xpander_celery.relay.schema import IndexFullError
 from xpander_celery.relay.targets import Target
 
 _LEAST_READY = 64  # what is fetched at once, or twice as many as can be sent at once
@@ -226,13 +226,14 @@ class Delivery:
         return None
 
     def _may_correct(self, job: Job) -> bool:
-        """Have it known, also after a crash, that what the platform has of the job is about to change; False while that
-        cannot be stored. Else a job that comes to its former report again would not be sent, whatever arrived since.
+        """Store first that the platform is about to get another report of the job, so that one which comes back to its
+        former report is sent again, by the next relay too. False while that cannot be stored: the main loop meets the
+        same trouble, and handles it.
         """
         if job.digest:
             try:
                 self._index.doubt(job.row)
-            except IndexFullError:
+            except JournalError:
                 return False
         return True
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.relay import RelayHouse
-from xpander_celery.errors import NetworkError, NotFoundError, RequestRefusedError, ServerError
+from xpander_celery.errors import JournalError, NetworkError, NotFoundError, RequestRefusedError, ServerError
 from xpander_celery.journal import Batch
 from xpander_celery.relay.policy import Flow
 from xpander_celery.relay.rows import Phase
@@ -156,17 +156,18 @@ async def test_it_is_sent_again_also_by_the_next_relay(house: RelayHouse) -> Non
     assert last_sent(house) == 8
 
 
+@pytest.mark.parametrize("error", [IndexFullError("the disk is full"), JournalError("the disk is broken")])
 async def test_no_correction_is_sent_while_it_cannot_be_noted(
-    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch, error: JournalError
 ) -> None:
     house.job("a")
     await house.settle()
 
-    def full(row: int) -> None:
-        raise IndexFullError("the disk is full")
+    def fail(row: int) -> None:
+        raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(house.index, "doubt", full)
+        patched.setattr(house.index, "doubt", fail)
         spent(house, 1)
         for _ in range(10):
             await house.turn()
