@@ -42,7 +42,7 @@ def _unloaded(app: Any) -> Any:
         return source
     try:
         return app.loader._smart_import(source, imp=app.loader.import_from_cwd)
-    except Exception:
+    except Exception:  # it is the user's own module, which may raise anything; the app meets it again when it needs it
         logger.debug("the configuration %s cannot be read yet", source, exc_info=True)
         return None
 
