@@ -51,4 +51,5 @@ def widen_the_gap(**_: Any) -> None:
 
 
 if "PUT_BACK_PLACE" in os.environ:
+    app.conf.broker_transport_options = {}  # else Redis delivers once more what is stopped for longer than 5 s
     signals.worker_init.connect(widen_the_gap, weak=False)
