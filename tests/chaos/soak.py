@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ APP = "tests.matrix.app"
 QUEUE = "soak"
 _DRAINS_WITHIN_S = 150.0
 _KILL_EVERY_S = (0.05, 0.45)
+_TERMINATE_EVERY_S = 0.2
 _SHOWN = 20
 
 
@@ -137,11 +138,14 @@ def run(jobs: int, seconds: float, seed: int, directory: Path) -> int:
     with start_redis() as broker:
         soak = Soak(directory, broker, random.Random(seed + 1))
         try:
-            with killing(soak, random.Random(seed + 2)):
-                _publish_all(soak, jobs, seconds, chance)
-                _await_last_job(soak)
-            with contextlib.suppress(AssertionError):  # what is not right in time is told
-                until(soak.is_complete, timeout_s=_DRAINS_WITHIN_S, what="a right record of every job", every_s=2.0)
+            pauses = random.Random(seed + 2)
+            # to the end, since what a worker has taken from the queue may begin long after
+            with repeating(soak.terminate, lambda: _TERMINATE_EVERY_S):
+                with repeating(soak.chaos.kill_child, lambda: pauses.uniform(*_KILL_EVERY_S)):
+                    _publish_all(soak, jobs, seconds, chance)
+                    _await_last_job(soak)
+                with contextlib.suppress(AssertionError):  # what is not right in time is told
+                    until(soak.is_complete, timeout_s=_DRAINS_WITHIN_S, what="a right record of every job", every_s=2.0)
             return report(soak, seed, time.monotonic() - began)
         finally:
             soak.chaos.stop()
@@ -167,23 +171,21 @@ def _await_last_job(soak: Soak) -> None:
 
 
 @contextlib.contextmanager
-def killing(soak: Soak, chance: random.Random) -> Iterator[None]:
-    """Pool processes are killed, and jobs terminated, as long as this lasts."""
+def repeating(act: Callable[[], None], pause_s: Callable[[], float]) -> Iterator[None]:
+    """`act` is called with pauses, as long as this lasts."""
     stop = threading.Event()
 
-    def kill() -> None:
-        while not stop.wait(chance.uniform(*_KILL_EVERY_S)):
-            soak.chaos.kill_child()
-            soak.terminate()
+    def repeat() -> None:
+        while not stop.wait(pause_s()):
+            act()
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        soak.terminate()
 
 
 def report(soak: Soak, seed: int, took_s: float) -> int:
