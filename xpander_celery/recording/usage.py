@@ -36,7 +36,7 @@ def usage_of(spans: Iterable[SpanFacts], *, added: Iterable[Added] = (), returne
     """The usage that the spans of one job state, and what was added explicitly, each call once.
 
     An added response that a span gave already is not counted again; plain tokens always are. `returned`, read from the
-    job's return value, counts only if there is nothing else.
+    job's return value, counts only if nothing else states a token: spans of calls without counts do not.
     """
     tools = _Tools()
     tree = tree_of(tools.watching(spans))
@@ -52,7 +52,8 @@ def usage_of(spans: Iterable[SpanFacts], *, added: Iterable[Added] = (), returne
                 used.update(dict.fromkeys(item.what.used_tools))
     calls.add_spans(tree, positions)
     if returned is not None:
-        if not calls.count:
+        if returned.calls and not calls.spent_anything:
+            calls = _Sums()
             calls.add(returned.calls)
         used = used or dict.fromkeys(returned.used_tools)
     by_model = calls.by_model()
@@ -91,6 +92,10 @@ class _Sums:
     def add(self, calls: Iterable[Call]) -> None:
         for call in calls:
             self._add(call.model, call.prompt, call.completion, call.cache_read, call.cache_write, call.beside)
+
+    @property
+    def spent_anything(self) -> bool:
+        return any(any(sums) for sums in self._models.values())
 
     def sent(self, inclusive: Tokens) -> Tokens:
         if not self._cache_beside:

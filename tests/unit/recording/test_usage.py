@@ -23,6 +23,7 @@ VECTORS = json.loads((Path(__file__).parent / "vectors" / "spans.json").read_tex
 SECOND = 1_000_000_000
 OPENAI = "openinference.instrumentation.openai"
 AGNO = "openinference.instrumentation.agno"
+AGENTS = "opentelemetry.instrumentation.agno"
 GENAI = "opentelemetry.instrumentation.genai.openai"
 
 
@@ -57,6 +58,18 @@ def chat(span_id: str, parent_id: str | None, scope: str, prompt: int, completio
         "gen_ai__usage__output_tokens": completion,
     }
     return span(span_id, parent_id, scope, **{**attributes, **more})
+
+
+def agent_span(span_id: str, parent_id: str | None, prompt: int, completion: int, *, start: int) -> SpanFacts:
+    return span(
+        span_id,
+        parent_id,
+        AGENTS,
+        start=start,
+        gen_ai__operation__name="invoke_agent",
+        gen_ai__usage__input_tokens=prompt,
+        gen_ai__usage__output_tokens=completion,
+    )
 
 
 def counts(usage: Usage) -> tuple[int, int, int, int]:
@@ -497,6 +510,51 @@ class TestAdded:
         member = Returned(calls=(Call(100, 10, run_id="member"),))
         team = Returned(calls=(Call(50, 5, run_id="team"), Call(100, 10, run_id="member")))
         assert counts(usage_of((), added=[Added(member, at=1), Added(team, at=2)])) == (150, 15, 0, 0)
+
+    def test_a_team_whose_agents_state_only_their_sums_counts_once(self) -> None:
+        spans = [
+            agent_span("team", None, 300, 30, start=0),
+            agent_span("member", "team", 50, 5, start=1),
+        ]
+        team = Returned(
+            calls=(Call(100, 10, run_id="team"), Call(200, 20, run_id="team"), Call(50, 5, run_id="member"))
+        )
+        assert counts(usage_of(spans, added=[Added(team, at=99)])) == (350, 35, 0, 0)
+
+    def test_a_team_whose_span_restates_its_members_counts_once(self) -> None:
+        spans = [
+            agent_span("team", None, 350, 35, start=0),
+            chat("a", "team", GENAI, 100, 11, start=1),
+            chat("b", "team", GENAI, 250, 24, start=2),
+        ]
+        team = Returned(calls=(Call(300, 30, run_id="team"), Call(50, 5, run_id="member")))
+        assert counts(usage_of(spans, added=[Added(team, at=99)])) == (350, 35, 0, 0)
+
+    def test_parallel_agents_that_restate_their_calls_count_once(self) -> None:
+        spans = [
+            agent_span("x", None, 300, 30, start=0),
+            agent_span("y", None, 160, 16, start=0),
+            chat("x1", "x", AGENTS, 100, 10, start=1),
+            chat("y1", "y", AGENTS, 70, 7, start=2),
+            chat("x2", "x", AGENTS, 200, 20, start=3),
+            chat("y2", "y", AGENTS, 90, 9, start=4),
+        ]
+        added = [Added(Returned(calls=(Call(300, 30),)), at=99), Added(Returned(calls=(Call(160, 16),)), at=99)]
+        assert counts(usage_of(spans, added=added)) == (460, 46, 0, 0)
+        assert counts(usage_of(spans, added=added[:1] * 2)) == (760, 76, 0, 0)  # a span answers for one
+        assert counts(usage_of(spans, added=[Added(added[0].what, at=-1)])) == (760, 76, 0, 0)  # it began later
+
+    def test_of_a_run_that_was_continued_the_last_word_counts(self) -> None:
+        paused = Added(Returned(calls=(Call(100, 10, run_id="run"),)), at=1)
+        at_last = Added(Returned(calls=(Call(100, 10, run_id="run"), Call(200, 20, run_id="run"))), at=2)
+        assert counts(usage_of((), added=[paused, at_last])) == (300, 30, 0, 0)
+        assert counts(usage_of((), added=[paused, Added(Returned(), at=2)])) == (100, 10, 0, 0)
+
+    def test_spans_of_calls_without_counts_do_not_hide_what_is_returned(self) -> None:
+        returned = Returned(calls=(Call(100, 10),))
+        usage = usage_of([chat("a", None, GENAI, 0, 0)], returned=returned)
+        assert (counts(usage), usage.llm_calls) == ((100, 10, 0, 0), 1)
+        assert usage_of([chat("a", None, GENAI, 0, 0)], returned=Returned()).llm_calls == 1
 
     def test_what_is_returned_counts_only_where_nothing_else_does(self) -> None:
         returned = Returned(calls=(Call(100, 10, cache_read=20, beside=True),), used_tools=("look",))

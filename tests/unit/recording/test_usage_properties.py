@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xpander_celery.recording import results
 from xpander_celery.recording.facts import SpanFacts
+from xpander_celery.recording.results import Added, Returned
 from xpander_celery.recording.usage import usage_of
 
 # Client layers see every call of the job; a framework layer sees those of its own agents.
@@ -222,6 +225,56 @@ def test_totals_are_those_of_the_known_calls(
     assert tokens.completion_tokens == sum(call.completion for call in known)
     assert tokens.cache_read_tokens == sum(call.cache_read for call in known)
     assert tokens.cache_write_tokens == sum(call.cache_write for call in known)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    job=st.lists(agents, min_size=1, max_size=3).map(tuple),
+    clients=st.lists(st.sampled_from(sorted(CLIENTS)), unique=True, max_size=2).map(tuple),
+    nested_clients=st.booleans(),
+    with_ids=st.booleans(),
+    told=st.sampled_from(("by message", "by run", "as a whole")),
+    times=st.integers(1, 2),
+)
+def test_runs_that_are_added_too_change_nothing(
+    job: tuple[Agent, ...], clients: tuple[str, ...], nested_clients: bool, with_ids: bool, told: str, times: int
+) -> None:
+    if any(agent.framework == "plain" for agent in walk(job)) and not clients:
+        clients = (sorted(CLIENTS)[0],)
+    builder = Builder(clients, nested_clients, with_ids, frozenset())
+    builder.job(job)
+    spans = [facts for span in builder.spans if (facts := SpanFacts.from_dict(span)) is not None]
+    outputs = [
+        Added(Returned(calls=tuple(calls_told(agent, told, f"{number}"))), builder.now)
+        for number, agent in enumerate(job)
+    ]
+
+    usage = usage_of(spans, added=outputs * (1 if told == "as a whole" else times))
+
+    assert usage.inclusive == usage_of(spans).inclusive
+
+
+def calls_told(agent: Agent, told: str, run_id: str) -> list[results.Call]:
+    """What the agent's output says of its calls and of those of its agents."""
+    if told == "as a whole":
+        return [total_of(agent.all_calls(), None)]
+    own = (
+        [total_of([call], run_id) for call in agent.calls] if told == "by message" else [total_of(agent.calls, run_id)]
+    )
+    return [
+        *own,
+        *(call for number, inner in enumerate(agent.agents) for call in calls_told(inner, told, f"{run_id}.{number}")),
+    ]
+
+
+def total_of(calls: Sequence[Call], run_id: str | None) -> results.Call:
+    return results.Call(
+        prompt=sum(call.prompt for call in calls),
+        completion=sum(call.completion for call in calls),
+        cache_read=sum(call.cache_read for call in calls),
+        cache_write=sum(call.cache_write for call in calls),
+        run_id=run_id,
+    )
 
 
 def walk(agents: tuple[Agent, ...]) -> list[Agent]:
