@@ -20,7 +20,8 @@ from celery._state import get_current_task
 from xpander_celery import messages
 from xpander_celery.guard import Guard, guarded, guarded_in_job
 from xpander_celery.recording.contained import pass_limit, text_of
-from xpander_celery.recording.recording import Recording, running_recording
+from xpander_celery.recording.current import running_recording
+from xpander_celery.recording.recording import Recording
 from xpander_celery.report import Outcome
 from xpander_celery.requests import ParentView
 from xpander_celery.session import Session

@@ -11,7 +11,8 @@ from xpander_celery import messages
 from xpander_celery.events import attempt_id_of
 from xpander_celery.plans import Plans, TaskPlan
 from xpander_celery.recording.contained import pass_limit, text_of
-from xpander_celery.recording.recording import Recorder, Recording, running_recording
+from xpander_celery.recording.current import running_recording
+from xpander_celery.recording.recording import Recorder, Recording
 from xpander_celery.rendering import describe
 
 if TYPE_CHECKING:

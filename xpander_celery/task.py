@@ -19,7 +19,7 @@ from celery.local import PromiseProxy, Proxy
 
 from xpander_celery.errors import ConfigurationError
 from xpander_celery.recording.context import run_body
-from xpander_celery.recording.recording import running_recording
+from xpander_celery.recording.current import running_recording
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from xpander_celery.recording.current import current_job
 from xpander_celery.recording.job import Job
-from xpander_celery.recording.recording import current_job
 from xpander_celery.recording.tools import tool_call
 
 __all__ = ["Job", "current_job", "tool_call"]

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from xpander_celery.recording.contained import Failures, pass_limit
+from xpander_celery.recording.current import running_recording
 from xpander_celery.recording.job import NO_JOB, Job
-from xpander_celery.recording.recording import Recording, running_recording
+from xpander_celery.recording.recording import Recording
 from xpander_celery.report import Outcome
 
 logger = logging.getLogger(__name__)

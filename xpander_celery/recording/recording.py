@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from xpander_celery.events import VERSION, CarriedAttempt, carry
 from xpander_celery.recording.contained import Failures, pass_limit, text_of
-from xpander_celery.recording.job import NO_JOB, Job
+from xpander_celery.recording.current import OfProcess, of_context
+from xpander_celery.recording.job import Job
 from xpander_celery.recording.results import Added, Returned, read_result
 from xpander_celery.recording.usage import Usage, usage_of
 from xpander_celery.rendering import Renderer, describe
@@ -66,6 +67,8 @@ class Recording(Job):
         "_facts",
         "_finished",
         "_input",
+        "_is_changed",
+        "_is_ending",
         "_job_id",
         "_lasted_s",
         "_llm_response",
@@ -75,7 +78,9 @@ class Recording(Job):
         "_recorder",
         "_refilled_at",
         "_result",
+        "_returned",
         "_said",
+        "_telling",
         "_told",
         "_tools",
         "attempt_id",
@@ -130,6 +135,10 @@ class Recording(Job):
         self._allowance = float(_BURST)
         self._created_at = recorder.clock()
         self._created = self._began = self._refilled_at = recorder.timer()
+        self._returned: Returned | None = None
+        self._telling = Lock()  # held while usage is read and told, so that the last word is the latest
+        self._is_changed = False  # since that began
+        self._is_ending = False
         self._finished: Outcome | None = None
         self._lasted_s = 0.0
         self._outer: Recording | None = None
@@ -191,8 +200,8 @@ class Recording(Job):
                 name = type(usage).__name__
                 self._recorder.failures.note("unknown_usage", message, name, job_id=self._job_id, exc_info=False)
                 return
-            if isinstance(what, Returned) and what.content is not None:
-                what = replace(what, content=None)  # an answer of any size, which is not usage
+            if isinstance(what, Returned):
+                what = _without_content(what)
             self._added.append(Added(what, time.time_ns()))
         except Exception as failure:  # noqa: BLE001 - the user's own value
             pass_limit(failure)
@@ -200,15 +209,17 @@ class Recording(Job):
             return
         self.progress()
 
-    def note_tool(self, name: str) -> None:
-        """Count a tool as used: at once, so that a job that is killed within it tells of it."""
-        self._tools[name] = None
+    def note_tool(self, name: Any) -> str:
+        """Count a tool as used: at once, so that a job that is killed within it tells of it. Its name, as text."""
+        text = text_of(name) or "tool"
+        self._tools[text] = None
         self.progress()
+        return text
 
-    def tool(self, name: str) -> AbstractContextManager[None]:
+    def tool(self, name: Any) -> AbstractContextManager[None]:
         """A call of a tool, counted and traced."""
-        self.note_tool(name)
-        return self.span.tool(name) if self.span is not None else nullcontext()
+        text = self.note_tool(name)
+        return self.span.tool(text) if self.span is not None else nullcontext()
 
     def begin(self) -> None:
         """Tell that the attempt started, and make this the current job. A second call does what the first did not."""
@@ -219,13 +230,13 @@ class Recording(Job):
         if self.carried:
             event["carried"] = self.carried
         self._recorder.emit(event)
-        outer = _current.get()
+        outer = of_context.get()
         if outer is not self:
             self._outer = outer
-            _current.set(self)
-        if self.child != self.owner and _Process.job is not self:
-            self._outer_of_process = _Process.job
-            _Process.job = self
+            of_context.set(self)
+        if self.child != self.owner and OfProcess.job is not self:
+            self._outer_of_process = OfProcess.job
+            OfProcess.job = self
         if self.span is not None:
             self.span.activate()
         self._began = self._recorder.timer()
@@ -233,10 +244,21 @@ class Recording(Job):
     def progress(self) -> None:
         """Tell the usage so far, if it changed. After the end this corrects it: a late span came.
 
-        While the job runs, what comes too fast waits for the next change or for the end.
+        While the job runs, what comes too fast waits for the next change or for the end. Of several threads one tells,
+        of the changes of all; the others do not wait for it.
         """
-        if self._is_elsewhere() or (self._finished is None and not self._is_allowed()):
+        if self._is_elsewhere() or not (self._is_ending or self._is_allowed()):
             return
+        self._is_changed = True
+        while self._is_changed and self._telling.acquire(blocking=False):
+            try:
+                self._is_changed = False
+                self._tell_usage()
+            finally:
+                self._telling.release()
+
+    def _tell_usage(self) -> None:
+        event = self._event("progress")  # its time is that of the reading: what is read later overrules it
         began = self._recorder.timer()
         usage = self._readable_usage()
         spent = (self._recorder.timer() - began) / _SHARE
@@ -248,25 +270,24 @@ class Recording(Job):
             return
         self._told = told
         self._allowance -= 1
-        event = self._event("progress")
-        event["duration_s"] = self._duration_s() if self._finished is None else self._lasted_s
-        self._add_told_to(event)
+        event["duration_s"] = self._lasted_s if self._is_ending else self._duration_s()
+        _add_usage_to(event, told)
         self._recorder.emit(event)
 
-    def usage(self, returned: Returned | None = None) -> Usage:
-        """The usage so far. `returned`, read from the returned value, counts where nothing else does."""
+    def usage(self) -> Usage:
+        """The usage so far. What the returned value says of it counts where nothing else does."""
         spans = self.span.facts() if self.span is not None else ()
-        if not spans and not self._added and returned is None:
+        if not spans and not self._added and self._returned is None:
             return _NOTHING
-        return usage_of(spans, added=self._added, returned=returned)
+        return usage_of(spans, added=self._added, returned=self._returned)
 
     def leave(self) -> None:
         """Restore what was current before `begin`, whatever the body left behind."""
         if self.span is not None:
             self.span.deactivate()
-        _current.set(self._outer)
+        of_context.set(self._outer)
         if self.child != self.owner:
-            _Process.job = self._outer_of_process
+            OfProcess.job = self._outer_of_process
 
     def finish(
         self,
@@ -289,14 +310,10 @@ class Recording(Job):
             returned = read_result(value)
             if returned is not None and returned.failed:
                 outcome = Outcome.FAILED
-        if self._finished is None:
-            self._lasted_s = self._duration_s()
-        usage = self._last_usage(returned)
-        self._told = usage.sent, self._used_tools(usage)
-        event = self._event("finished")
+            if returned is not None:
+                self._returned = _without_content(returned)
+        event, usage = self._read_at_end()
         event["outcome"] = str.__str__(outcome)  # plain text: its `value` is a look-up that takes a microsecond
-        event["duration_s"] = self._lasted_s
-        self._add_told_to(event)
         try:
             result = self._result_text(outcome, value, returned, error, traceback)
         except Exception as failure:  # noqa: BLE001 - the user's own value
@@ -310,6 +327,8 @@ class Recording(Job):
         self._recorder.emit(event)
         if self.span is not None:
             self._end_span(self.span, outcome, usage, error)
+        if self._is_changed:  # by another thread, while the usage was read
+            self.progress()
 
     def forget_values(self) -> None:
         """Let go of what the job set, of any size, once it ended; a later end tells of it again as it was told."""
@@ -360,20 +379,29 @@ class Recording(Job):
         self._note(f"{what}_not_read", f"the {what} of a job could not be read")
         return f"(the {what} could not be read: {type(failure).__name__})"
 
-    def _last_usage(self, returned: Returned | None) -> Usage:
-        """The usage at the end; where it cannot be read, what was told before."""
-        if self.span is not None:
-            self.span.seal()
-        usage = self._readable_usage(returned)
-        if usage is None:
-            tokens, used_tools = self._told
-            return Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
-        return usage
+    def _read_at_end(self) -> tuple[dict[str, Any], Usage]:
+        """The event of the end with its usage; where that cannot be read, with what was told before."""
+        with self._telling:
+            if not self._is_ending:
+                self._lasted_s = self._duration_s()
+                self._is_ending = True
+            event = self._event("finished")
+            self._is_changed = False
+            if self.span is not None:
+                self.span.seal()
+            usage = self._readable_usage()
+            if usage is None:
+                tokens, used_tools = self._told
+                usage = Usage(inclusive=tokens, sent=tokens, used_tools=used_tools)
+            self._told = told = usage.sent, self._used_tools(usage)
+        event["duration_s"] = self._lasted_s
+        _add_usage_to(event, told)
+        return event, usage
 
-    def _readable_usage(self, returned: Returned | None = None) -> Usage | None:
+    def _readable_usage(self) -> Usage | None:
         """The usage so far, None where it cannot be read."""
         try:
-            return self.usage(returned)
+            return self.usage()
         except Exception as failure:  # noqa: BLE001 - it comes from strangers' spans and responses
             pass_limit(failure)
             self._note("usage_not_read", "usage could not be read")
@@ -384,13 +412,6 @@ class Recording(Job):
         self._allowance = min(_BURST, self._allowance + (now - self._refilled_at) / _A_SECOND)
         self._refilled_at = now
         return self._allowance >= 1
-
-    def _add_told_to(self, event: dict[str, Any]) -> None:
-        tokens, tools = self._told
-        if tokens is not _NOTHING.sent and tokens:
-            event["tokens"] = tokens
-        if tools:
-            event["used_tools"] = tools
 
     def _add_said_to(self, event: dict[str, Any]) -> None:
         """What the job itself set, in the place of what it was given."""
@@ -444,10 +465,17 @@ class Recording(Job):
         )
 
 
-class _Process:
-    """The job of this process, where it runs one at a time (a prefork child)."""
+def _without_content(returned: Returned) -> Returned:
+    """Without an answer of any size, which is not usage."""
+    return returned if returned.content is None else replace(returned, content=None)
 
-    job: Recording | None = None
+
+def _add_usage_to(event: dict[str, Any], told: tuple[Tokens, tuple[str, ...]]) -> None:
+    tokens, tools = told
+    if tokens is not _NOTHING.sent and tokens:
+        event["tokens"] = tokens
+    if tools:
+        event["used_tools"] = tools
 
 
 _UNSET: Any = object()
@@ -455,27 +483,3 @@ _NOTHING = Usage()
 _TOLD_NOTHING: tuple[Tokens, tuple[str, ...]] = (Tokens(), ())
 _SPAN_FAILS = (Outcome.FAILED, Outcome.INTERRUPTED)
 _SUCCEEDED = Outcome.SUCCEEDED  # looking up a member costs five times as much on Python 3.11
-_current: ContextVar[Recording | None] = ContextVar("xpander_celery.recording", default=None)
-
-
-def current_job() -> Job:
-    """The job that runs here; outside a job an object that takes everything and does nothing, never None.
-
-    Known in the job's thread, its tasks of asyncio and `asyncio.to_thread`, and in any other thread of a process that
-    runs one job at a time (prefork). A thread of an executor in another pool does not know its job.
-    """
-    return running_recording() or NO_JOB
-
-
-def running_recording() -> Recording | None:
-    """The recording behind `current_job()`."""
-    return _current.get() or _Process.job
-
-
-def _forget() -> None:
-    """A process that a job forks is no part of the job: two of them would tell of one attempt."""
-    _current.set(None)
-    _Process.job = None
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from xpander_celery.recording.recording import running_recording
+from xpander_celery.recording.current import running_recording
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

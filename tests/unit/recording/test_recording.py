@@ -10,14 +10,17 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from xpander_celery.events import CarriedAttempt, Event, Finished, Progress, Started, decode, encode
+from xpander_celery.fold import fold
 from xpander_celery.recording import current_job
+from xpander_celery.recording.attributes import Kind
+from xpander_celery.recording.facts import SpanFacts
 from xpander_celery.recording.job import NO_JOB
 from xpander_celery.recording.recording import Recorder, Recording
 from xpander_celery.recording.spans import Tracing
@@ -198,6 +201,13 @@ def test_what_the_job_says_wins_but_a_failure_stays_one(stage: Stage) -> None:
     assert stage.finished().result == "ValueError: no luck"
 
 
+class Silent:
+    """A value that has no text."""
+
+    def __str__(self) -> str:
+        raise LookupError("no")
+
+
 def test_a_later_different_end_keeps_the_duration_of_the_first(stage: Stage) -> None:
     recording = stage.recording()
     recording.begin()
@@ -362,6 +372,107 @@ def test_usage_from_many_threads_is_all_there(stage: Stage) -> None:
     assert stage.finished().tokens == Tokens(prompt_tokens=400)
 
 
+class HeldSpan:
+    """The span of a job whose one late call is there from the second look on; the first look waits for `released`."""
+
+    def __init__(self) -> None:
+        self.looked, self.released = threading.Event(), threading.Event()
+
+    def facts(self) -> list[SpanFacts]:
+        if not self.looked.is_set():
+            self.looked.set()
+            assert self.released.wait(60)
+            return []
+        return [CALL]
+
+    def activate(self) -> None: ...
+    def deactivate(self) -> None: ...
+    def seal(self) -> None: ...
+    def end(self, **_: Any) -> None: ...
+
+
+CALL = SpanFacts(1, 0, "layer", Kind.LLM, 0, 1, prompt=1)
+
+
+def test_usage_that_was_read_before_the_end_does_not_overrule_it(stage: Stage) -> None:
+    span = HeldSpan()
+    recording = stage.recording(span=span)
+    recording.begin()
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(recording.progress)
+        assert span.looked.wait(60)
+        end = pool.submit(recording.finish, Outcome.SUCCEEDED)
+        wait([end], timeout=0.2)  # where it does not wait for the other, it is through by now
+        stage.elapsed = 1.0
+        span.released.set()
+        late.result(60)
+        end.result(60)
+    assert usage_told(stage) == ONE
+
+
+def test_what_changes_while_usage_is_told_is_told_too(stage: Stage) -> None:
+    span = HeldSpan()
+    recording = stage.recording(span=span)
+    recording.begin()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(recording.progress)
+        assert span.looked.wait(60)
+        pool.submit(recording.progress).result(60)  # waits for nobody
+        assert stage.progress() == []
+        span.released.set()
+        first.result(60)
+    assert usage_told(stage) == ONE
+
+
+def test_what_changes_while_the_end_is_told_corrects_it(stage: Stage) -> None:
+    recording = stage.recording()
+    recording.begin()
+    for _ in range(100):
+        recording.add_usage(ONE)
+
+    def result_of(value: object) -> object:
+        recording.add_usage(ONE)  # a call in another thread may end here
+        return value
+
+    recording.result_of = result_of
+    recording.finish(Outcome.SUCCEEDED)
+    assert usage_told(stage) == Tokens(prompt_tokens=101)
+
+
+def usage_told(stage: Stage) -> Tokens:
+    [attempt] = fold(stage.events).attempts.values()
+    return attempt.usage.tokens
+
+
+RESPONSE = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+RESPONSE_TOKENS = Tokens(prompt_tokens=100, completion_tokens=10)
+
+
+def test_usage_of_the_returned_value_outlasts_a_late_tool_and_a_later_end(stage: Stage) -> None:
+    recording = stage.recording()
+    recording.begin()
+    recording.finish(Outcome.SUCCEEDED, value=RESPONSE)
+    assert stage.finished().tokens == RESPONSE_TOKENS
+    stage.elapsed = 1.0
+    recording.note_tool("late")
+    assert stage.progress()[-1].tokens == RESPONSE_TOKENS
+    recording.finish(Outcome.FAILED, error=TypeError("not serializable"))
+    assert stage.finished().tokens == RESPONSE_TOKENS
+
+
+@pytest.mark.parametrize("name", [3, None, ["x"], len, Silent()], ids=["number", "none", "list", "function", "silent"])
+def test_a_tool_of_any_name_is_told_as_text(stage: Stage, name: Any) -> None:
+    recording = stage.recording()
+    recording.begin()
+    with recording.tool(name):
+        recording.add_usage(ONE)
+    recording.note_tool(name)
+    recording.finish(Outcome.SUCCEEDED)
+    [told] = stage.finished().used_tools
+    assert told == ("tool" if name is None or isinstance(name, Silent) else str(name))
+    assert stage.finished().tokens == ONE
+
+
 def test_what_is_sent_is_redacted_and_capped() -> None:
     stage = Stage(renderer=Renderer(max_result_bytes=64))
     recording = stage.recording()
@@ -456,10 +567,6 @@ def test_usage_that_cannot_be_told_raises_nothing(
 
 
 def test_an_agent_is_text(stage: Stage) -> None:
-    class Silent:
-        def __str__(self) -> str:
-            raise LookupError("no")
-
     recording = stage.recording(facts={"task": "ask", "agent_id": 77})
     recording.begin()
     assert recording.agent_id == "77"
