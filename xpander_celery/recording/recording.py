@@ -22,7 +22,7 @@ from xpander_celery.events import VERSION, CarriedAttempt, carry
 from xpander_celery.recording.contained import Failures, pass_limit, text_of
 from xpander_celery.recording.current import OfProcess, of_context
 from xpander_celery.recording.job import Job
-from xpander_celery.recording.results import Added, Returned, read_result
+from xpander_celery.recording.results import Added, Returned, read_result, without_earlier
 from xpander_celery.recording.usage import Usage, usage_of
 from xpander_celery.rendering import Renderer, describe
 from xpander_celery.report import Outcome, Tokens
@@ -201,7 +201,7 @@ class Recording(Job):
                 self._recorder.failures.note("unknown_usage", message, name, job_id=self._job_id, exc_info=False)
                 return
             if isinstance(what, Returned):
-                what = _without_content(what)
+                what = self._own_part(what)
             self._added.append(Added(what, time.time_ns()))
         except Exception as failure:  # noqa: BLE001 - the user's own value
             pass_limit(failure)
@@ -311,7 +311,7 @@ class Recording(Job):
             if returned is not None and returned.failed:
                 outcome = Outcome.FAILED
             if returned is not None:
-                self._returned = _without_content(returned)
+                self._returned = self._own_part(returned)
         event, usage = self._read_at_end()
         event["outcome"] = str.__str__(outcome)  # plain text: its `value` is a look-up that takes a microsecond
         try:
@@ -359,6 +359,12 @@ class Recording(Job):
             # by the monotonic clock, so that a jump of the other one cannot put an older event behind a newer one
             "at": self._created_at + self._recorder.timer() - self._created,
         }
+
+    def _own_part(self, returned: Returned) -> Returned:
+        """What it says of this attempt's usage: without an answer of any size, and what was spent before."""
+        if returned.content is not None:
+            returned = replace(returned, content=None)
+        return without_earlier(returned, int(self._created_at * 1e9))
 
     def _is_elsewhere(self) -> bool:
         """Whether this is a process that the job forked, which is no part of it."""
@@ -463,11 +469,6 @@ class Recording(Job):
             description=self._recorder.renderer.failure(error) if failed else None,
             attributes={"xpander.job.outcome": outcome.value} if outcome is not _SUCCEEDED else None,
         )
-
-
-def _without_content(returned: Returned) -> Returned:
-    """Without an answer of any size, which is not usage."""
-    return returned if returned.content is None else replace(returned, content=None)
 
 
 def _add_usage_to(event: dict[str, Any], told: tuple[Tokens, tuple[str, ...]]) -> None:

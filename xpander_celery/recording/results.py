@@ -29,6 +29,7 @@ _WITH_RESPONSE_ID = ("openai", "anthropic", "litellm")  # libraries whose `id` i
 _NOT_MODEL_CALLS = ("CreateEmbeddingResponse", "EmbeddingResponse")
 _USAGE_PLACES = (("usage",), ("usage_metadata",), ("metrics", "accumulated_usage"))
 _DEEPEST = 16  # members of members
+_SECOND = 1_000_000_000
 _LATEST_S = 2**33  # the year 2242: more is no time in seconds
 
 
@@ -43,8 +44,9 @@ class Call:
     beside: bool = False
     model: str | None = None
     response_id: str | None = None
-    created: int | None = None  # nanoseconds since the epoch
+    created: int | None = None  # nanoseconds since the epoch, as the provider says
     run_id: str | None = None  # of the Agno run that made it
+    began: int | None = None  # nanoseconds since the epoch, in whole seconds, as the Agno run says
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,19 @@ def read_result(value: object) -> Returned | None:
     except Exception as failure:  # noqa: BLE001  a stranger's `__class__`, `__eq__`, `__bool__` or `__hash__`
         pass_limit(failure)
         return None
+
+
+def without_earlier(returned: Returned, began: int) -> Returned:
+    """What was spent since a job `began` (nanoseconds since the epoch), where an Agno run says so of its calls.
+
+    A run that was paused may be continued by another job, and states all of its calls again. An output of which no
+    call is of this job was made before, and is told as a whole.
+    """
+    since = began - began % _SECOND
+    earlier = [call for call in returned.calls if call.began is not None and call.began < since]
+    if not earlier or all(call.began is None or call.began < since for call in returned.calls):
+        return returned
+    return replace(returned, calls=tuple(call for call in returned.calls if call not in earlier))
 
 
 def _read(value: object) -> Returned | None:
@@ -183,7 +198,8 @@ def _calls_of_run(run: object) -> list[Call]:
         if numbers is not None:
             data = value_at(message, "provider_data")
             response_id = _text(value_at(data, "id")) or _text(value_at(data, "response_id"))
-            calls.append(Call(*numbers, model=model, response_id=response_id, run_id=run_id))
+            began = _nanoseconds(value_at(message, "created_at"))
+            calls.append(Call(*numbers, model=model, response_id=response_id, run_id=run_id, began=began))
     rest = _rest(whole, calls)
     if rest is None:
         return [Call(*whole, model=model, run_id=run_id)]

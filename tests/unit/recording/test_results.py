@@ -19,7 +19,7 @@ from openai.types import CompletionUsage, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from xpander_celery.recording.results import Call, Returned, read_result
+from xpander_celery.recording.results import Call, Returned, read_result, without_earlier
 
 
 def total(returned: Returned | None) -> tuple[int, int, int, int]:
@@ -86,6 +86,23 @@ class TestAgno:
         returned = read_result(run)
         assert returned is not None
         assert [(call.prompt, call.completion) for call in returned.calls] == [(100, 10), (50, 5)]
+
+    @pytest.mark.parametrize(
+        ("began", "prompt"),
+        [(1000.0, 450), (1000.9, 450), (1001.0, 350), (2000.9, 350), (2001.0, 450)],
+        ids=["at first", "in the same second", "continued", "continued in the same second", "after it all"],
+    )
+    def test_what_a_run_spent_before_another_job_continued_it_is_left_out(self, began: float, prompt: int) -> None:
+        member = RunOutput(run_id="m", metrics=metrics(50, 5), messages=[answer(50, 5, created_at=2000)])
+        run = TeamRunOutput(
+            run_id="r",
+            metrics=metrics(400, 40),
+            messages=[answer(100, 10, created_at=1000), answer(200, 20, created_at=2000)],
+            member_responses=[member],
+        )
+        returned = read_result(run)
+        assert returned is not None
+        assert total(without_earlier(returned, int(began * 1e9)))[0] == prompt
 
     def test_messages_that_hold_more_than_the_run_are_not_believed(self) -> None:
         assert total(read_result(RunOutput(metrics=metrics(50, 5), messages=[answer(100, 10)]))) == (50, 5, 0, 0)
