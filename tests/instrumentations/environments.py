@@ -35,13 +35,15 @@ PACKAGES = {
     },
 }
 # LiteLLM 1.110 posts by itself, past the functions that some layers wrap.
-_PAST: dict[str, tuple[str, ...]] = {"completion": (), "two": (), "stream": ()}
-# What a layer alone does not write, so that no record can have it: job by job, which counts remain.
-LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...]]] = {
+_PAST: dict[str, tuple[str, ...] | None] = {"completion": (), "two": (), "stream": ()}
+# What a layer alone does not write, so that no record can have it: by job, which counts remain. None: of some calls.
+LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...] | None]] = {
     ("agno", ("openllmetry-agno",)): {
         "run": ("prompt_tokens", "completion_tokens"),
         "one by one": ("prompt_tokens", "completion_tokens"),
         "arun": ("prompt_tokens", "completion_tokens"),
+        "gather": ("prompt_tokens", "completion_tokens"),
+        "continued": None,
         "stream": (),
         "team": (),
     },

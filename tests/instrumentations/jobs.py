@@ -101,9 +101,11 @@ def anthropic_jobs(url: str) -> dict[str, Job]:
 
 def agno_jobs(url: str) -> dict[str, Job]:
     from agno.agent import Agent
+    from agno.db.in_memory import InMemoryDb
     from agno.models.anthropic import Claude
     from agno.models.openai import OpenAIChat
     from agno.team import Team
+    from agno.tools import tool
 
     def model() -> Any:
         return OpenAIChat(id=MODEL, base_url=f"{url}/v1", api_key="none")
@@ -131,6 +133,16 @@ def agno_jobs(url: str) -> dict[str, Job]:
         spoken = Claude(id=CLAUDE, api_key="none", client_params={"base_url": url})
         return Agent(name="Claude", model=spoken, tools=[weather], telemetry=False).run(prompt)
 
+    def gathered(prompt: str) -> Any:
+        async def ask() -> Any:
+            return await asyncio.gather(*(agent(name).arun(f"{prompt} {name}") for name in ("one", "another")))
+
+        return asyncio.run(ask())
+
+    def continued(prompt: str) -> Any:
+        careful = tool(requires_confirmation=True)(weather)
+        return _continued(Agent(model=model(), tools=[careful], db=InMemoryDb(), telemetry=False), prompt)
+
     return {
         "run": run,
         "one by one": one_by_one,
@@ -138,7 +150,18 @@ def agno_jobs(url: str) -> dict[str, Job]:
         "arun": arun,
         "team": team,
         "claude": claude,
+        "gather": gathered,
+        "continued": continued,
     }
+
+
+def _continued(agent: Any, prompt: str) -> Any:
+    """A run of Agno that waits for a person's word before it uses a tool, and what it says once it has that."""
+    paused = agent.run(prompt)
+    for use in paused.tools:
+        use.confirmed = True
+    at_last = agent.continue_run(run_id=paused.run_id, updated_tools=paused.tools, session_id=paused.session_id)
+    return [paused, at_last]
 
 
 def langchain_jobs(url: str) -> dict[str, Job]:
@@ -189,7 +212,14 @@ def pydantic_ai_jobs(url: str) -> dict[str, Job]:
 
         return agent(ask_expert).run_sync(prompt)
 
-    return {"run": run, "nested": nested}
+    def gathered(prompt: str) -> Any:
+        async def ask() -> Any:
+            agents = [agent(weather, population) for _ in range(2)]
+            return await asyncio.gather(*(each.run(f"{prompt} {at}") for at, each in enumerate(agents)))
+
+        return asyncio.run(ask())
+
+    return {"run": run, "nested": nested, "gather": gathered}
 
 
 def strands_jobs(url: str) -> dict[str, Job]:
@@ -200,7 +230,11 @@ def strands_jobs(url: str) -> dict[str, Job]:
         model = OpenAIModel(client_args={"base_url": f"{url}/v1", "api_key": "none"}, model_id=MODEL)
         return Agent(model=model, tools=[tool(weather), tool(population)], callback_handler=None)(prompt)
 
-    return {"run": run}
+    def threads(prompt: str) -> Any:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(run, [prompt, f"{prompt} again"]))
+
+    return {"run": run, "threads": threads}
 
 
 def litellm_jobs(url: str) -> dict[str, Job]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from xpander_celery.recording.attributes import Kind
+from xpander_celery.recording.calls import Added, Call, Returned
 from xpander_celery.recording.facts import key_of
-from xpander_celery.recording.results import Added, Call, Returned
 from xpander_celery.recording.tree import Tree
 from xpander_celery.report import Tokens
 
@@ -20,7 +20,7 @@ def not_given(added: Sequence[Added], tree: Tree, positions: Sequence[int]) -> l
 
     A call was given by a span with its response id, or with its counts at its time (each span answers for one), and
     completes that span by what it alone knows. Calls are given together by a span that states their sum, as agents do,
-    or, where none of them is known alone, by the spans of calls that follow each other and sum up to it: all calls of
+    or, as far as they are not known alone, by the spans of calls that follow each other and sum up to it: all calls of
     an output, or those of one run in it. Of an Agno run the last word counts, since one that continues states
     everything again. Plain tokens are never a duplicate.
     """
@@ -92,14 +92,16 @@ class _Given:
         runs: dict[str | None, list[int]] = {}
         for at, call in enumerate(calls):
             runs.setdefault(call.run_id, []).append(at)
-        return [
-            calls[at]
-            for run in runs.values()
-            if len(runs) == 1
-            or not self._includes_together([calls[at] for at in run], [known[at] for at in run], added_at)
-            for at in run
-            if not known[at]
-        ]
+        missing: list[Call] = []
+        for run in runs.values():
+            its, its_known = [calls[at] for at in run], [known[at] for at in run]
+            if len(runs) == 1 or not self._includes_together(its, its_known, added_at):
+                missing += [
+                    call
+                    for call, is_known in zip(its, its_known, strict=True)
+                    if not is_known and not self._finds(self._agents, call, added_at)
+                ]
+        return missing
 
     def _includes(self, call: Call, added_at: int) -> bool:
         """Whether the span of a call gave this one."""
@@ -123,7 +125,7 @@ class _Given:
             return False  # one response, and no sum
         if self._finds(self._calls, total, added_at) or self._finds(self._agents_that_restate(), total, added_at):
             return True
-        return not any(known) and self._is_running_sum(total)
+        return self._is_running_sum(_sum([call for call, is_known in zip(calls, known, strict=True) if not is_known]))
 
     def _finds(self, spans: _ByCounts, call: Call, added_at: int) -> bool:
         """Whether one of these states this call, which it does for no further one."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from xpander_celery.recording.values import value_at
+
 _PROMPT = ("prompt_tokens", "input_tokens", "inputTokens", "prompt_token_count")
 _COMPLETION = ("completion_tokens", "output_tokens", "outputTokens", "candidates_token_count")
 _THOUGHTS = "thoughts_token_count"  # Gemini counts them beside the answer
@@ -96,14 +98,6 @@ def numbers_of_buckets(usage: Mapping[str, Any]) -> Numbers | None:
     cache_read, cache_write = _sum(usage, _BUCKET_CACHE_READ), _sum(usage, _BUCKET_CACHE_WRITE)
     prompt = _sum(usage, {*inputs, *_BUCKET_CACHE_READ, *_BUCKET_CACHE_WRITE})
     return Numbers(prompt, _sum(usage, outputs), cache_read, cache_write)
-
-
-def value_at(source: object, name: str) -> Any:
-    """An entry of a mapping or an attribute of an object; None where there is none or it cannot be had."""
-    try:
-        return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-    except Exception:  # noqa: BLE001  the attribute may be a property of a stranger, the mapping a stranger's own
-        return None
 
 
 def _has(usage: object, prompt: str, cache: tuple[str, ...]) -> bool:

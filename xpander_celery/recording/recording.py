@@ -19,10 +19,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from xpander_celery.events import VERSION, CarriedAttempt, carry
+from xpander_celery.recording.calls import Added, Returned, without_earlier
 from xpander_celery.recording.contained import Failures, pass_limit, text_of
 from xpander_celery.recording.current import OfProcess, of_context
 from xpander_celery.recording.job import Job
-from xpander_celery.recording.results import Added, Returned, read_result, without_earlier
+from xpander_celery.recording.results import read_result
 from xpander_celery.recording.usage import Usage, usage_of
 from xpander_celery.rendering import Renderer, describe
 from xpander_celery.report import Outcome, Tokens

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from xpander_celery.recording.added import not_given
 from xpander_celery.recording.attributes import NO_TOOLS, Kind
+from xpander_celery.recording.calls import Added, Call, Returned
 from xpander_celery.recording.duplicates import mark_duplicates
 from xpander_celery.recording.facts import SpanFacts
-from xpander_celery.recording.results import Added, Call, Returned
 from xpander_celery.recording.tree import Tree, counted, tree_of
 from xpander_celery.report import Tokens
 

@@ -19,7 +19,8 @@ from openai.types import CompletionUsage, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from xpander_celery.recording.results import Call, Returned, read_result, without_earlier
+from xpander_celery.recording.calls import Call, Returned, without_earlier
+from xpander_celery.recording.results import read_result
 
 
 def total(returned: Returned | None) -> tuple[int, int, int, int]:
@@ -45,6 +46,21 @@ def metrics(prompt: int, completion: int, read: int = 0, write: int = 0) -> RunM
 
 def answer(prompt: int, completion: int, **more: Any) -> Message:
     return Message(role="assistant", metrics=MessageMetrics(input_tokens=prompt, output_tokens=completion), **more)
+
+
+def pydantic_ai_response(prompt: int, completion: int, **more: Any) -> SimpleNamespace:
+    usage = SimpleNamespace(input_tokens=prompt, output_tokens=completion)
+    return SimpleNamespace(kind="response", usage=usage, **more)
+
+
+def strands_invocation(*cycles: tuple[int, int]) -> SimpleNamespace:
+    """Each cycle is named by its prompt."""
+    return SimpleNamespace(
+        cycles=[
+            SimpleNamespace(event_loop_cycle_id=str(prompt), usage={"inputTokens": prompt, "outputTokens": completion})
+            for prompt, completion in cycles
+        ]
+    )
 
 
 class TestAgno:
@@ -261,6 +277,52 @@ class TestOthers:
         for value in (usage, lambda: usage):
             result = stranger("pydantic_ai.run", "AgentRunResult", usage=value)
             assert total(read_result(result)) == (100, 10, 20, 0)
+
+    def test_a_run_of_pydantic_ai_is_told_call_by_call(self) -> None:
+        messages = [
+            SimpleNamespace(kind="request"),
+            pydantic_ai_response(100, 10, model_name="gpt-4o", provider_response_id="r1"),
+            pydantic_ai_response(200, 20, model_name="gpt-4o", provider_response_id="r2"),
+        ]
+        returned = read_result(
+            stranger(
+                "pydantic_ai.run",
+                "AgentRunResult",
+                usage=SimpleNamespace(input_tokens=350, output_tokens=31),
+                run_id="run",
+                new_messages=lambda: messages,
+            )
+        )
+        assert returned is not None
+        assert returned.calls == (
+            Call(100, 10, model="gpt-4o", response_id="r1", run_id="run"),
+            Call(200, 20, model="gpt-4o", response_id="r2", run_id="run"),
+            Call(50, 1, model="gpt-4o", run_id="run"),  # of an agent that it called
+        )
+
+    def test_a_strands_agent_that_served_another_job_tells_of_this_one(self) -> None:
+        metrics = SimpleNamespace(
+            accumulated_usage={"inputTokens": 900, "outputTokens": 90},
+            agent_invocations=[
+                strands_invocation((100, 10)),
+                strands_invocation((300, 30), (500, 50)),
+                SimpleNamespace(cycles=[]),
+            ],
+            traces=[SimpleNamespace(start_time=at) for at in (1000.5, 2000.5, 2001.5)],
+        )
+        returned = read_result(stranger("strands.agent.agent_result", "AgentResult", metrics=metrics))
+        assert returned is not None
+        assert [(call.prompt, call.run_id, call.began) for call in returned.calls] == [
+            (100, "100", 1_000_500_000_000),
+            (300, "300", 2_000_500_000_000),
+            (500, "300", 2_001_500_000_000),
+        ]
+        assert total(without_earlier(returned, 2_000_000_000_000)) == (800, 80, 0, 0)
+
+    def test_a_strands_agent_without_cycles_has_its_sum(self) -> None:
+        metrics = SimpleNamespace(accumulated_usage={"inputTokens": 100, "outputTokens": 10}, agent_invocations=[])
+        result = stranger("strands.agent.agent_result", "AgentResult", metrics=metrics)
+        assert total(read_result(result)) == (100, 10, 0, 0)
 
     def test_a_method_that_is_not_pydantic_ais_is_not_called(self) -> None:
         def usage() -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from xpander_celery.recording.attributes import Kind
+from xpander_celery.recording.calls import Added, Call, Returned
 from xpander_celery.recording.facts import SpanFacts, key_of
 from xpander_celery.recording.packed import PackedSpans
-from xpander_celery.recording.results import Added, Call, Returned
 from xpander_celery.recording.usage import Usage, usage_of
 from xpander_celery.report import Tokens
 
@@ -549,6 +549,11 @@ class TestAdded:
         at_last = Added(Returned(calls=(Call(100, 10, run_id="run"), Call(200, 20, run_id="run"))), at=2)
         assert counts(usage_of((), added=[paused, at_last])) == (300, 30, 0, 0)
         assert counts(usage_of((), added=[paused, Added(Returned(), at=2)])) == (100, 10, 0, 0)
+
+    def test_a_span_of_a_runs_first_part_answers_for_that(self) -> None:
+        paused = agent_span("paused", None, 100, 10, start=0)
+        output = Returned(calls=(Call(100, 10, run_id="run"), Call(200, 20, run_id="run")))
+        assert counts(usage_of([paused], added=[Added(output, at=2)])) == (300, 30, 0, 0)
 
     def test_spans_of_calls_without_counts_do_not_hide_what_is_returned(self) -> None:
         returned = Returned(calls=(Call(100, 10),))

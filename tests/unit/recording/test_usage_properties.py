@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpander_celery.recording import results
+from xpander_celery.recording import calls as added_calls
+from xpander_celery.recording.calls import Added, Returned
 from xpander_celery.recording.facts import SpanFacts
-from xpander_celery.recording.results import Added, Returned
 from xpander_celery.recording.usage import usage_of
 
 # Client layers see every call of the job; a framework layer sees those of its own agents.
@@ -241,6 +242,8 @@ def test_runs_that_are_added_too_change_nothing(
 ) -> None:
     if any(agent.framework == "plain" for agent in walk(job)) and not clients:
         clients = (sorted(CLIENTS)[0],)
+    numbers = random.Random(0)
+    job = tuple(told_apart(agent, numbers) for agent in job)
     builder = Builder(clients, nested_clients, with_ids, frozenset())
     builder.job(job)
     spans = [facts for span in builder.spans if (facts := SpanFacts.from_dict(span)) is not None]
@@ -254,7 +257,7 @@ def test_runs_that_are_added_too_change_nothing(
     assert usage.inclusive == usage_of(spans).inclusive
 
 
-def calls_told(agent: Agent, told: str, run_id: str) -> list[results.Call]:
+def calls_told(agent: Agent, told: str, run_id: str) -> list[added_calls.Call]:
     """What the agent's output says of its calls and of those of its agents."""
     if told == "as a whole":
         return [total_of(agent.all_calls(), None)]
@@ -267,8 +270,14 @@ def calls_told(agent: Agent, told: str, run_id: str) -> list[results.Call]:
     ]
 
 
-def total_of(calls: Sequence[Call], run_id: str | None) -> results.Call:
-    return results.Call(
+def told_apart(agent: Agent, numbers: random.Random) -> Agent:
+    """The same with counts of which no others are the sum: of those that are equal by chance, either may be meant."""
+    calls = tuple(replace(call, prompt=call.prompt + numbers.randrange(10**9)) for call in agent.calls)
+    return replace(agent, calls=calls, agents=tuple(told_apart(inner, numbers) for inner in agent.agents))
+
+
+def total_of(calls: Sequence[Call], run_id: str | None) -> added_calls.Call:
+    return added_calls.Call(
         prompt=sum(call.prompt for call in calls),
         completion=sum(call.completion for call in calls),
         cache_read=sum(call.cache_read for call in calls),

@@ -1,0 +1,57 @@
+"""Calls to models, as what a job holds in its hands states them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xpander_celery.report import Tokens
+
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call to a model (or the sum of several) as a response states it; `prompt` and `beside` as in `SpanFacts`."""
+
+    prompt: int
+    completion: int
+    cache_read: int = 0
+    cache_write: int = 0
+    beside: bool = False
+    model: str | None = None
+    response_id: str | None = None
+    created: int | None = None  # nanoseconds since the epoch, as the provider says
+    run_id: str | None = None  # of the Agno run that made it
+    began: int | None = None  # nanoseconds since the epoch, in whole seconds, as the Agno run says
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a response or a run output says of itself. `content` is an Agno run's answer, as the agent gave it."""
+
+    calls: tuple[Call, ...] = ()
+    used_tools: tuple[str, ...] = ()
+    content: Any = None
+    failed: bool = False  # an Agno run of status error: it swallows the model's errors, and its content is the error
+
+
+@dataclass(frozen=True)
+class Added:
+    """Something that `add_usage` got, and when (nanoseconds since the epoch). Plain `Tokens` are never a duplicate."""
+
+    what: Tokens | Returned
+    at: int
+
+
+def without_earlier(returned: Returned, began: int) -> Returned:
+    """What was spent since a job `began` (nanoseconds since the epoch), where an Agno run says so of its calls.
+
+    A run that was paused may be continued by another job, and states all of its calls again. An output of which no
+    call is of this job was made before, and is told as a whole.
+    """
+    since = began - began % _SECOND
+    earlier = [call for call in returned.calls if call.began is not None and call.began < since]
+    if not earlier or all(call.began is None or call.began < since for call in returned.calls):
+        return returned
+    return replace(returned, calls=tuple(call for call in returned.calls if call not in earlier))
