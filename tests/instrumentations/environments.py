@@ -18,6 +18,7 @@ LAYERS = {
     "openinference-anthropic": ("openinference.instrumentation.anthropic", "AnthropicInstrumentor"),
     "openinference-langchain": ("openinference.instrumentation.langchain", "LangChainInstrumentor"),
     "openinference-litellm": ("openinference.instrumentation.litellm", "LiteLLMInstrumentor"),
+    "openinference-openai-agents": ("openinference.instrumentation.openai_agents", "OpenAIAgentsInstrumentor"),
     "openinference-openai": ("openinference.instrumentation.openai", "OpenAIInstrumentor"),
     "genai-anthropic": ("opentelemetry.instrumentation.genai.anthropic", "AnthropicInstrumentor"),
     "genai-openai": ("opentelemetry.instrumentation.genai.openai", "OpenAIInstrumentor"),
@@ -36,6 +37,8 @@ PACKAGES = {
 }
 # LiteLLM 1.110 posts by itself, past the functions that some layers wrap.
 _PAST: dict[str, tuple[str, ...] | None] = {"completion": (), "two": (), "stream": ()}
+# Streamed as the OpenAI Agents SDK reads it.
+_STREAMED: dict[str, tuple[str, ...] | None] = {"stream": ()}
 # What a layer alone does not write, so that no record can have it: by job, which counts remain. None: of some calls.
 LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...] | None]] = {
     ("agno", ("openllmetry-agno",)): {
@@ -47,6 +50,10 @@ LIMITS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, ...] | None]] = {
         "stream": (),
         "team": (),
     },
+    ("openai-agents", ("openinference-openai-agents",)): {"chat": ("prompt_tokens", "completion_tokens")},
+    ("openai-agents", ("openinference-openai",)): _STREAMED,
+    ("openai-agents", ("openllmetry-openai",)): _STREAMED,
+    ("openai-agents", ("openinference-openai", "openllmetry-openai")): _STREAMED,
     ("litellm", ("genai-openai",)): _PAST,
     ("litellm", ("openllmetry-openai",)): _PAST,
     ("litellm", ("genai-openai", "openllmetry-openai")): _PAST,
@@ -94,6 +101,7 @@ ENVIRONMENTS = (
         ("langchain>=1.0", "langchain-openai>=1.0"),
         ("openinference-langchain", *_OPENAI_LAYERS),
     ),
+    Environment("openai-agents", ("openai-agents>=0.2",), ("openinference-openai-agents", *_OPENAI_LAYERS)),
     Environment("pydantic-ai", ("pydantic-ai-slim[openai]>=1.0",), _OPENAI_LAYERS, builtin=("pydantic-ai",)),
     Environment("strands", ("strands-agents[openai,otel]>=1.0",), _OPENAI_LAYERS, builtin=("strands",)),
     Environment("litellm", ("litellm>=1.110",), ("openinference-litellm", *_OPENAI_LAYERS), builtin=("litellm-otel",)),

@@ -191,6 +191,45 @@ def langchain_jobs(url: str) -> dict[str, Job]:
     return {"invoke": invoke, "stream": stream, "agent": agent, "batch": batch}
 
 
+def openai_agents_jobs(url: str) -> dict[str, Job]:
+    import openai
+    from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
+
+    def model(kind: Any = OpenAIResponsesModel) -> Any:
+        return kind(MODEL, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
+
+    def agent(**how: Any) -> Any:
+        return Agent(name="A", model=model(), tools=[function_tool(weather), function_tool(population)], **how)
+
+    def run(prompt: str) -> Any:
+        return Runner.run_sync(agent(), prompt)
+
+    def chat(prompt: str) -> Any:
+        speaker = Agent(name="C", model=model(OpenAIChatCompletionsModel), tools=[function_tool(weather)])
+        return Runner.run_sync(speaker, prompt)
+
+    def nested(prompt: str) -> Any:
+        expert = agent().as_tool(tool_name="ask_expert", tool_description="Ask an expert.")
+        return Runner.run_sync(Agent(name="N", model=model(), tools=[expert]), prompt)
+
+    def stream(prompt: str) -> Any:
+        async def read() -> Any:
+            result = Runner.run_streamed(agent(), prompt)
+            async for _ in result.stream_events():
+                pass
+            return result
+
+        return asyncio.run(read())
+
+    def gathered(prompt: str) -> Any:
+        async def ask() -> Any:
+            return await asyncio.gather(*(Runner.run(agent(), f"{prompt} {at}") for at in range(2)))
+
+        return asyncio.run(ask())
+
+    return {"run": run, "chat": chat, "nested": nested, "stream": stream, "gather": gathered}
+
+
 def pydantic_ai_jobs(url: str) -> dict[str, Job]:
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel
@@ -261,6 +300,7 @@ JOBS: dict[str, Callable[[str], dict[str, Job]]] = {
     "anthropic": anthropic_jobs,
     "agno": agno_jobs,
     "langchain": langchain_jobs,
+    "openai-agents": openai_agents_jobs,
     "pydantic-ai": pydantic_ai_jobs,
     "strands": strands_jobs,
     "litellm": litellm_jobs,

@@ -102,7 +102,13 @@ def _instrument(layer: str) -> None:
 
 
 def _without_builtin(environment: str, layers: list[str]) -> None:
-    """Strands traces by itself: to run without, it is given a tracer that does not record."""
+    """Strands traces by itself: to run without, it is given a tracer that does not record. The OpenAI Agents SDK traces
+    to its maker, unless a layer takes that over.
+    """
+    if environment == "openai-agents" and "openinference-openai-agents" not in layers:
+        import agents
+
+        agents.set_tracing_disabled(True)
     if environment == "strands" and "strands" not in layers:
         import strands.telemetry.tracer as strands_tracer
         from opentelemetry.trace import NoOpTracerProvider

@@ -1,4 +1,4 @@
-"""What agents of Agno, pydantic-ai and Strands say of a run, call by call, so that each is told from what spans gave.
+"""What agents of Agno, OpenAI, pydantic-ai and Strands say of a run, call by call, so that the spans are recognized.
 
 It imports none of these libraries: their objects are read by their attributes.
 """
@@ -127,6 +127,17 @@ def pydantic_ai_calls(result: object, whole: Numbers) -> list[Call]:
             response_id = text_in(value_at(message, "provider_response_id"))
             calls.append(Call(*numbers, model=model, response_id=response_id, run_id=run_id))
     return _all_of(Call(*whole, model=model, run_id=run_id), calls)
+
+
+def openai_agents_calls(result: object) -> list[Call]:
+    """The calls of one run of the OpenAI Agents SDK. Its sum holds those of agents that it used as tools, too."""
+    calls: list[Call] = []
+    for response in items_of(value_at(result, "raw_responses")):
+        numbers = numbers_of(value_at(response, "usage"))
+        if numbers is not None:
+            calls.append(Call(*numbers, response_id=text_in(value_at(response, "response_id"))))
+    whole = numbers_of(value_at(value_at(result, "context_wrapper"), "usage"))
+    return calls if whole is None else _all_of(Call(*whole), calls)
 
 
 def strands_calls(result: object) -> list[Call]:

@@ -53,7 +53,7 @@ class Job:
 
     def add_usage(self, usage: Any) -> None:
         """Add tokens and tools: `Tokens`, a response of OpenAI, Anthropic or LiteLLM, or what an agent of Agno,
-        pydantic-ai or Strands returns.
+        OpenAI, pydantic-ai or Strands returns.
 
         A response that an instrumentation's span already gave counts once; plain `Tokens` always count. Of a run that
         an earlier job began, or an agent that served one, only what was spent since this job began counts, where the

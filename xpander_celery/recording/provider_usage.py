@@ -28,6 +28,7 @@ _CACHE_WRITE = (
     "cache_write_tokens",
     "prompt_tokens_details.cache_creation_tokens",
     "prompt_tokens_details.cache_write_tokens",
+    "input_tokens_details.cache_write_tokens",
     "input_token_details.cache_creation",
 )
 _TOTAL = ("total_tokens", "totalTokens", "total_token_count")

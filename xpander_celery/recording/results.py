@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xpander_celery.recording.agent_runs import agno_run, pydantic_ai_calls, strands_calls
+from xpander_celery.recording.agent_runs import agno_run, openai_agents_calls, pydantic_ai_calls, strands_calls
 from xpander_celery.recording.calls import Call, Returned
 from xpander_celery.recording.contained import pass_limit
 from xpander_celery.recording.provider_usage import Numbers, numbers_of
@@ -27,6 +27,7 @@ _AGNO_RUNS = frozenset(
 )
 _WITH_RESPONSE_ID = ("openai", "anthropic", "litellm")  # libraries whose `id` is the provider's own
 _NOT_MODEL_CALLS = ("CreateEmbeddingResponse", "EmbeddingResponse")
+_CALLS_OF = {"agents": openai_agents_calls, "strands": strands_calls}  # agents' results, by the module of their class
 _USAGE_PLACES = (("usage",), ("usage_metadata",), ("metrics", "accumulated_usage"), ("accumulated_usage",))
 
 
@@ -34,8 +35,8 @@ def read_result(value: object) -> Returned | None:
     """What `value` says about usage, tools, content and failure; None if it is no response that is known here.
 
     Known are Agno's run, team and workflow outputs and their completion events; responses of OpenAI, Anthropic and
-    LiteLLM; run results of pydantic-ai, LangChain and Strands; and any mapping or object with a `usage` block, or that
-    is one.
+    LiteLLM; run results of the OpenAI Agents SDK, pydantic-ai, LangChain and Strands; and any mapping or object with a
+    `usage` block, or that is one.
     """
     try:
         return _read(value)
@@ -55,7 +56,7 @@ def _read(value: object) -> Returned | None:
         kind.__name__ in _NOT_MODEL_CALLS or text_in(value_at(value, "object")) == "list"
     ):  # embeddings, as an object or mapping
         return None
-    if root == "strands" and (calls := strands_calls(value)):
+    if root in _CALLS_OF and (calls := _CALLS_OF[root](value)):
         return Returned(calls=tuple(calls))
     numbers = _numbers_in(value, call=root == "pydantic_ai")
     if numbers is None:

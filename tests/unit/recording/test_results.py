@@ -300,6 +300,28 @@ class TestOthers:
             Call(50, 1, model="gpt-4o", run_id="run"),  # of an agent that it called
         )
 
+    def test_a_run_of_the_openai_agents_sdk_is_told_call_by_call(self) -> None:
+        details = SimpleNamespace(cached_tokens=40, cache_write_tokens=5)
+        usage = SimpleNamespace(input_tokens=100, output_tokens=10, input_tokens_details=details)
+        responses = [
+            SimpleNamespace(usage=usage, response_id="resp-1"),
+            SimpleNamespace(usage=SimpleNamespace(input_tokens=200, output_tokens=20), response_id=None),
+        ]
+        whole = SimpleNamespace(input_tokens=350, output_tokens=35, input_tokens_details=details)
+        result = stranger(
+            "agents.result", "RunResult", raw_responses=responses, context_wrapper=SimpleNamespace(usage=whole)
+        )
+        assert read_result(result) == Returned(
+            calls=(
+                Call(100, 10, cache_read=40, cache_write=5, response_id="resp-1"),
+                Call(200, 20),
+                Call(50, 5),  # of an agent that it used as a tool
+            )
+        )
+
+    def test_an_object_of_a_users_own_package_of_that_name_is_no_run(self) -> None:
+        assert read_result(stranger("agents.smith", "Agent", raw_responses="many")) is None
+
     def test_a_strands_agent_that_served_another_job_tells_of_this_one(self) -> None:
         metrics = SimpleNamespace(
             accumulated_usage={"inputTokens": 900, "outputTokens": 90},
