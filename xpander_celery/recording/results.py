@@ -28,15 +28,21 @@ _AGNO_RUNS = frozenset(
 _WITH_RESPONSE_ID = ("openai", "anthropic", "litellm")  # libraries whose `id` is the provider's own
 _NOT_MODEL_CALLS = ("CreateEmbeddingResponse", "EmbeddingResponse")
 _CALLS_OF = {"agents": openai_agents_calls, "strands": strands_calls}  # agents' results, by the module of their class
-_USAGE_PLACES = (("usage",), ("usage_metadata",), ("metrics", "accumulated_usage"), ("accumulated_usage",))
+_USAGE_PLACES = (
+    ("usage",),
+    ("usage_metadata",),
+    ("metrics", "accumulated_usage"),
+    ("accumulated_usage",),
+    ("token_usage",),
+)
 
 
 def read_result(value: object) -> Returned | None:
     """What `value` says about usage, tools, content and failure; None if it is no response that is known here.
 
     Known are Agno's run, team and workflow outputs and their completion events; responses of OpenAI, Anthropic and
-    LiteLLM; run results of the OpenAI Agents SDK, pydantic-ai, LangChain and Strands; and any mapping or object with a
-    `usage` block, or that is one.
+    LiteLLM; run results of the OpenAI Agents SDK, pydantic-ai, LangChain, CrewAI and Strands; and any mapping or object
+    with a `usage` block, or that is one.
     """
     try:
         return _read(value)

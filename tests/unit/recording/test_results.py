@@ -379,6 +379,19 @@ class TestOthers:
             ),
             (
                 SimpleNamespace(
+                    token_usage=SimpleNamespace(
+                        prompt_tokens=100,
+                        completion_tokens=10,
+                        total_tokens=110,
+                        cached_prompt_tokens=20,
+                        cache_creation_tokens=5,
+                    )
+                ),
+                (100, 10, 20, 5),
+            ),
+            (SimpleNamespace(accumulated_usage={"inputTokens": 100, "outputTokens": 10}), (100, 10, 0, 0)),
+            (
+                SimpleNamespace(
                     metrics=SimpleNamespace(
                         accumulated_usage={
                             "inputTokens": 100,
@@ -412,6 +425,8 @@ class TestOthers:
             "langchain",
             "langchain cache",
             "gemini",
+            "crewai",
+            "several strands agents",
             "strands on bedrock",
             "strands on openai",
             "bedrock",
