@@ -14,7 +14,7 @@ from xpander_celery.recording.provider_usage import Numbers, numbers_of
 from xpander_celery.recording.values import items_of, nanoseconds, result_of, text_in, value_at
 
 _DEEPEST = 16  # members of members
-_MOST_INVOCATIONS = 1000  # of one agent, the latest
+_MOST_INVOCATIONS = 100  # of one agent, the latest: an agent may live as long as its process
 
 
 def agno_run(value: object) -> Returned:

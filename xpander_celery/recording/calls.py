@@ -51,7 +51,8 @@ def without_earlier(returned: Returned, began: int) -> Returned:
     call is of this job was made before, and is told as a whole.
     """
     since = began - began % _SECOND
-    earlier = [call for call in returned.calls if call.began is not None and call.began < since]
-    if not earlier or all(call.began is None or call.began < since for call in returned.calls):
+    is_of_job = [call.began is not None and call.began >= since for call in returned.calls]
+    if not any(is_of_job):
         return returned
-    return replace(returned, calls=tuple(call for call in returned.calls if call not in earlier))
+    own = zip(returned.calls, is_of_job, strict=True)
+    return replace(returned, calls=tuple(call for call, is_own in own if is_own or call.began is None))
