@@ -251,12 +251,10 @@ class Recording(Job):
         if self._is_elsewhere() or not (self._is_ending or self._is_allowed()):
             return
         self._is_changed = True
-        while self._is_changed and self._telling.acquire(blocking=False):
-            try:
+        while self._is_changed and not self._telling.locked():
+            with self._telling:  # no soft time limit lands between this and its release, as it might after `acquire()`
                 self._is_changed = False
                 self._tell_usage()
-            finally:
-                self._telling.release()
 
     def _tell_usage(self) -> None:
         event = self._event("progress")  # its time is that of the reading: what is read later overrules it
