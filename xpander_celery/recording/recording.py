@@ -252,7 +252,7 @@ class Recording(Job):
             return
         self._is_changed = True
         while self._is_changed and not self._telling.locked():
-            with self._telling:  # no soft time limit lands between this and its release, as it might after `acquire()`
+            with self._telling:  # not `acquire()`: a soft time limit that lands behind that would leave it locked
                 self._is_changed = False
                 self._tell_usage()
 

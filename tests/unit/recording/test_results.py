@@ -516,8 +516,14 @@ class TestOthers:
             def __class__(self) -> Any:
                 raise SoftTimeLimitExceeded
 
-        with pytest.raises(SoftTimeLimitExceeded):
-            read_result(Slow())
+        class SlowUsage:
+            @property
+            def usage(self) -> Any:
+                raise SoftTimeLimitExceeded
+
+        for slow in (Slow(), SlowUsage()):
+            with pytest.raises(SoftTimeLimitExceeded):
+                read_result(slow)
 
     @pytest.mark.parametrize("created", [float("nan"), float("inf"), -1e300, "now"])
     def test_an_impossible_time_of_creation_is_left_out(self, created: Any) -> None:
