@@ -29,6 +29,15 @@ _OPTIONS = (
     "--remote-debugging-pipe",
 )
 _ANSWERS_WITHIN_S = 30.0
+_LEFT = (
+    "Inspected target navigated or closed",
+    "Execution context was destroyed.",
+    "Cannot find default execution context",
+)
+
+
+class PageLeftError(Exception):
+    """The page went to another one while it was asked."""
 
 
 class Page:
@@ -64,9 +73,15 @@ class Page:
     def wait_for(self, expression: str, within_s: float = 15.0) -> None:
         """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + within_s
-        while not self.evaluate(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < deadline, f"never true: {expression}"
             time.sleep(0.05)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self.evaluate(expression))
+        except PageLeftError:
+            return False
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -78,6 +93,8 @@ class Page:
         while True:
             answer = self._next_message(deadline)
             if answer.get("id") == number:
+                if answer.get("error", {}).get("message") in _LEFT:
+                    raise PageLeftError(answer)
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
