@@ -22,8 +22,8 @@ class Call:
     model: str | None = None
     response_id: str | None = None
     created: int | None = None  # nanoseconds since the epoch, as the provider says
-    run_id: str | None = None  # of the Agno run that made it
-    began: int | None = None  # nanoseconds since the epoch, in whole seconds, as the Agno run says
+    run_id: str | None = None  # of the agent's run that made it
+    began: int | None = None  # nanoseconds since the epoch, as the agent says
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,18 @@ class Added:
 
 
 def without_earlier(returned: Returned, began: int) -> Returned:
-    """What was spent since a job `began` (nanoseconds since the epoch), where an Agno run says so of its calls.
+    """What was spent since a job `began` (nanoseconds since the epoch), where an agent says so of its calls.
 
-    A run that was paused may be continued by another job, and states all of its calls again. An output of which no
-    call is of this job was made before, and is told as a whole.
+    A run of Agno that was paused may be continued by another job, and an agent of Strands may serve several: both state
+    all of their calls again. An output of which no call is of this job was made before, and is told as a whole.
     """
-    since = began - began % _SECOND
-    is_of_job = [call.began is not None and call.began >= since for call in returned.calls]
+    is_of_job = [call.began is not None and _is_since(began, call.began) for call in returned.calls]
     if not any(is_of_job):
         return returned
     own = zip(returned.calls, is_of_job, strict=True)
     return replace(returned, calls=tuple(call for call, is_own in own if is_own or call.began is None))
+
+
+def _is_since(began: int, time: int) -> bool:
+    """Agno tells whole seconds, so that the one in which the job began may be its own."""
+    return time >= (began if time % _SECOND else began - began % _SECOND)

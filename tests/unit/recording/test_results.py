@@ -340,6 +340,7 @@ class TestOthers:
             (500, "300", 2_001_500_000_000),
         ]
         assert total(without_earlier(returned, 2_000_000_000_000)) == (800, 80, 0, 0)
+        assert total(without_earlier(returned, 2_000_900_000_000)) == (500, 50, 0, 0)
 
     def test_a_strands_agent_without_cycles_has_its_sum(self) -> None:
         metrics = SimpleNamespace(accumulated_usage={"inputTokens": 100, "outputTokens": 10}, agent_invocations=[])
