@@ -112,7 +112,8 @@ def test_nothing_outlives_a_demo_that_is_ended(tmp_path: Path, environ: dict[str
         assert all(word in commands for word in ("xpander_celery.sandbox", "xpander_celery.demo.jobs", "--port"))
         demo.send_signal(ending)
         demo.wait(30)
-        assert demo.returncode == {signal.SIGKILL: -signal.SIGKILL}.get(ending, 130)
+        # -2 where an import was interrupted within exec(), as of a dataclass: CPython ends a `python -m` so by itself
+        assert demo.returncode in {signal.SIGKILL: (-signal.SIGKILL,)}.get(ending, (130, -signal.SIGINT))
         wait_until_gone(tmp_path)
         assert list(tmp_path.glob("xpander-demo-*")) == []
 
