@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xpander_celery.events import CarriedAttempt
+from xpander_celery.recording.contained import text_of
 
 AGENT_ID = "xpander_agent_id"
 """A header that users set: the agent of this one call."""
@@ -48,8 +49,7 @@ def attempt_in(message: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def agent_in(message: Mapping[str, Any]) -> str | None:
     """The agent that the caller named for this one job."""
-    agent_id = header(message, AGENT_ID)
-    return agent_id if isinstance(agent_id, str) and agent_id else None
+    return text_of(header(message, AGENT_ID)) or None  # serializers keep some values as they are, such as a UUID
 
 
 def carrier_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:

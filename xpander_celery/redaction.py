@@ -58,23 +58,31 @@ _TRIGGERS = (
     "xsrf", "jwt", "dsn", "otp", "mfa", "ssn", "cvv", "cvc", "connection", "card",
 )  # fmt: skip
 
-# `key = value`, `"key": "value"`, also inside JSON that is itself quoted
-_GAP = r"""\\{0,4}["']?\s{0,4}(?:=>|[:=])\s{0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
+# `key = value`, `"key": "value"`, `of["key"] = "value"`, also inside JSON that is itself quoted
+_GAP = r"""\\{0,4}["']?\]?\s{0,4}(?:=>|[:=])\s{0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
 _ASSIGNMENT = re.compile(rf"(?:{'|'.join(_TRIGGERS)})[\w-]{{0,32}}+(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)
 # `--key value` of a command line, also as a list: `['--key', 'value']`
 _OPTION = re.compile(r"""--[A-Za-z][\w-]{0,63}+(?P<gap>\\{0,4}["']?(?:,\ ?|\ ){1,4}+)(?!\\{0,4}["']?-)""", re.VERBOSE)
 _VALUE = re.compile(
     r"""(?P<open>\\{1,4}["'])(?:[^"'\\]|\\(?!["'\\]))*+(?P<close>\\{1,4}["'])?
-      |(?P<quoted>"{3}(?:(?!"{3})[\s\S])*+(?:"{3})?|'{3}(?:(?!'{3})[\s\S])*+(?:'{3})?
+      |(?:[bBfFrRuU]{1,2}(?=["']))?+(?P<quoted>"{3}(?:(?!"{3})[\s\S])*+(?:"{3})?|'{3}(?:(?!'{3})[\s\S])*+(?:'{3})?
         |"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?)
       |(?P<composite>[\[({][^\[\](){}]*+[\])}]?)
       |[^\s,;&"'(){}\[\]]++""",
     re.VERBOSE | re.DOTALL,
 )
+# what Celery says of a job that may not be retried again (celery/app/task.py, `Task.retry`): all of its arguments
+_GIVEN_UP = re.compile(r"(?P<job>Can't retry [^\s\[\]]{1,256}\[[^\s\]]{1,256}\] )args:.*")
+# pydantic names a value's place in the line above (`ValidationError.__str__`)
+_INVALID = re.compile(
+    r"^(?P<place>[^\n]{1,256})\n(?P<said>[^\n]{0,2048}?\[type=\w{1,64}, input_value=)[^\n]*(?=, input_type=)",
+    re.MULTILINE,
+)
 _LOGIN = re.compile(r"""(?!\d+:\d+$)(?P<user>[^\s:"'/\\]{1,64}:)(?!/).+""", re.DOTALL)
 _FREE_STANDING = re.compile(
     r"""(?P<scheme>\b(?:[Bb]earer|[Bb]asic)\ +)[A-Za-z0-9._~+/=-]{8,}+
       |(?P<url>://[^\s:/@?#]{0,64}:)[^\s/@?#]{1,256}(?=@)
+      |(?P<query>[?&](?:key|(?:X-(?:Amz|Goog)-)?[Ss]ig(?:nature)?)=)[^\s&\#"'<>\\]{16,1024}+
       |(?P<login>(?<![\w-])(?:-u|--(?:proxy-)?user)(?:=|\ {1,4}|\\{0,4}["'],\ ?)\\{0,4}["']?
         (?!\d+:\d+\b)[^\s:"'/\\]{1,64}:)(?!/)[^\s"'\\]{1,256}
       |-----BEGIN\ [A-Z ]{0,32}PRIVATE\ KEY-----(?:(?!-----END)[\s\S])*+(?:-----END\ [A-Z ]{0,32}-----)?
@@ -116,7 +124,7 @@ def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
 
 def could_hold_a_secret(text: str) -> bool:
     """Whether `redact_text` has to look closer: a cheap check, which is true of many texts without a secret too."""
-    return "=" in text or ":" in text or _could_hold_a_key(text)
+    return "=" in text or ":" in text or "--" in text or _could_hold_a_key(text)
 
 
 def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
@@ -128,6 +136,10 @@ def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
         for name in more:
             if name in lowered:
                 text = _mask_values(_assignment_of(name), text, more)
+    if ", input_value=" in text:
+        text = _INVALID.sub(lambda match: _mask_invalid(match, more), text)
+    if "Can't retry " in text:
+        text = _GIVEN_UP.sub(lambda match: match["job"] + MASK, text)
     if "--" in text:
         text = _mask_values(_OPTION, text, more)
     if _could_hold_a_key(text):
@@ -218,7 +230,12 @@ def _masked(value: re.Match[str]) -> str:
 
 
 def _mask_free_standing(match: re.Match[str]) -> str:
-    return (match["scheme"] or match["url"] or match["login"] or "") + MASK
+    return (match["scheme"] or match["url"] or match["query"] or match["login"] or "") + MASK
+
+
+def _mask_invalid(match: re.Match[str], more: frozenset[str]) -> str:
+    is_secret = any(looks_secret(name, more) for name in match["place"].split("."))
+    return f"{match['place']}\n{match['said']}{MASK}" if is_secret else match[0]
 
 
 @lru_cache(maxsize=256)

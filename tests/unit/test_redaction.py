@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
+from celery import Celery
+from celery.exceptions import MaxRetriesExceededError
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from xpander_celery.redaction import MASK, looks_secret, mask_shown, redact_text, spellings
 
@@ -93,10 +97,51 @@ def test_harmless_names(name: str) -> None:
         ("the key: value pair of a keyboard", "the key: value pair of a keyboard"),
         ("a task-runner and a bright disk-drive", "a task-runner and a bright disk-drive"),
         ("https://example.org/a:b@c", "https://example.org/a:b@c"),
+        ("{'password': b'hunter2', 'x': 1}", "{'password': '[redacted]', 'x': 1}"),
+        ("os.environ['DB_PASSWORD'] = 'hunter2'", "os.environ['DB_PASSWORD'] = '[redacted]'"),
+        ("user[password]=hunter2&x=1", "user[password]=[redacted]&x=1"),
+        (
+            "GET https://g.example/m?key=AIzaSyA0123456789abcdef&x=1 403",
+            "GET https://g.example/m?key=[redacted]&x=1 403",
+        ),
+        ("https://s3.example/o?X-Amz-Signature=0123456789abcdef0", "https://s3.example/o?X-Amz-Signature=[redacted]"),
+        ("https://b.example/o?sv=1&sig=0123456789abcdef%3D", "https://b.example/o?sv=1&sig=[redacted]"),
+        ("https://shop.example/?key=blue&signal=strong", "https://shop.example/?key=blue&signal=strong"),
     ],
 )
 def test_text(text: str, masked: str) -> None:
     assert redact_text(text) == masked
+
+
+def test_the_arguments_of_a_job_that_is_given_up_do_not_show() -> None:
+    app = Celery(set_as_current=False)
+
+    @app.task(bind=True, name="login", max_retries=0)
+    def login(self: Any, user: str, password: str) -> None:
+        raise self.retry()
+
+    with pytest.raises(MaxRetriesExceededError) as failed:
+        login.apply(("ann", "hunter2"), task_id="j1", throw=True)
+    assert "hunter2" in str(failed.value)
+    text = redact_text(f"MaxRetriesExceededError: {failed.value}\nTraceback")
+    assert text == f"MaxRetriesExceededError: Can't retry login[j1] {MASK}\nTraceback"
+
+
+def test_the_value_of_a_secret_field_that_pydantic_refuses_does_not_show() -> None:
+    class Login(BaseModel):
+        name: int
+        db_password: SecretWord
+
+    with pytest.raises(ValidationError) as failed:
+        Login.model_validate({"name": "ann", "db_password": {"words": ["hunter2, input_type=x"]}})
+    text = redact_text(str(failed.value))
+    assert "hunter2" not in text
+    assert "input_value='ann'" in text
+    assert f"input_value={MASK}, input_type=" in text
+
+
+class SecretWord(BaseModel):
+    words: list[int]
 
 
 def test_further_names_are_masked_too() -> None:
@@ -120,6 +165,11 @@ def test_further_names_are_masked_too() -> None:
         "sk-",
         "bearer ",
         "-u a:",
+        "?key=",
+        "a\n [type=x, input_value=",
+        "Can't retry a[",
+        "b'",
+        "key']",
         "-u",
         "a",
     ],
@@ -176,6 +226,7 @@ def test_a_value_is_masked_wherever_text_shows_it(secret: object, text: str, mas
 @pytest.mark.parametrize(
     ("text", "masked"),
     [
+        ("run --api-key hunter2", f"run --api-key {MASK}"),
         ("mysqldump --password hunter2 shop", f"mysqldump --password {MASK} shop"),
         ("['curl', '--api-key', 'hunter2', '-v']", f"['curl', '--api-key', '{MASK}', '-v']"),
         ('["--auth-token","hunter2"]', f'["--auth-token","{MASK}"]'),
