@@ -10,6 +10,7 @@ An event never holds the API key; what it holds of a user's values is already re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ from pydantic_core import from_json, to_json
 from xpander_celery.report import Outcome, Tokens
 
 VERSION = 1
+_CARRIED_TOOLS_CHARACTERS = 16 * 1024  # of all attempts: RabbitMQ takes headers of at most 128 KiB
 _MERGED_TOOLS = 64  # names of tools that a merged entry keeps: it travels in every later message
 
 
@@ -84,7 +86,9 @@ class CarriedAttempt(_Model):
 
 def carry(earlier: Sequence[CarriedAttempt], own: CarriedAttempt, limit: int = 32) -> tuple[CarriedAttempt, ...]:
     """The history that a retry carries: what its own attempt was given, and that attempt; at most `limit` entries."""
-    history = (*(entry for entry in earlier if entry.job_id == own.job_id), own)
+    before = tuple(entry for entry in earlier if entry.job_id == own.job_id)
+    room = _CARRIED_TOOLS_CHARACTERS - sum(len(tool) for entry in before for tool in entry.used_tools)
+    history = (*before, _with_tools_within(own, room))
     surplus = len(history) - limit
     if surplus <= 0:
         return history
@@ -98,6 +102,12 @@ def carry(earlier: Sequence[CarriedAttempt], own: CarriedAttempt, limit: int = 3
         duration_s=sum(entry.duration_s for entry in oldest),
     )
     return merged, *rest
+
+
+def _with_tools_within(own: CarriedAttempt, characters: int) -> CarriedAttempt:
+    """`own` with as many names of tools as there is room for; the journal has all of them."""
+    kept = sum(length <= characters for length in accumulate(map(len, own.used_tools)))
+    return own if kept == len(own.used_tools) else own.model_copy(update={"used_tools": own.used_tools[:kept]})
 
 
 class _Event(_Model):

@@ -80,6 +80,17 @@ def test_a_retry_drops_what_another_job_carried() -> None:
     assert carry((foreign,), carried(1)) == (carried(1),)
 
 
+def test_a_message_of_any_history_stays_small_enough_for_every_broker() -> None:
+    tools = tuple(f"fetch https://shop.example/items/{number}" for number in range(1000))
+    history: tuple[CarriedAttempt, ...] = ()
+    for number in range(40):
+        own = carried(number).model_copy(update={"used_tools": tools})
+        history = carry(history, own)
+        assert sum(len(tool) for entry in history for tool in entry.used_tools) <= 16 * 1024
+    assert history[0].used_tools[:2] == tools[:2]
+    assert sum(entry.tokens.prompt_tokens for entry in history) == sum(range(40))
+
+
 def test_a_long_history_is_merged_from_its_oldest_end() -> None:
     history: tuple[CarriedAttempt, ...] = ()
     for number in range(1, 8):

@@ -8,6 +8,7 @@ import logging
 import uuid
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import Celery
@@ -133,6 +134,7 @@ def test_the_nearest_agent_wins(app: Celery, settings: Any, options: Any, agent_
     assert plan.agent_of({"id": "1"}) == agent_id
     assert plan.agent_of({"id": "1", "xpander_agent_id": "called"}) == "called"
     assert plan.agent_of({"id": "1", "headers": {"xpander_agent_id": "called"}}) == "called"
+    assert plan.agent_of({"id": "1", "xpander_agent_id": UUID(int=1)}) == str(UUID(int=1))  # as JSON gives it back
 
 
 @pytest.mark.parametrize(
