@@ -312,7 +312,9 @@ def _ending(attempt: Attempt, gone: Mapping[str, float]) -> _Ending:
     end, started = attempt.end, attempt.started
     if end is not None and not attempt.continues:
         return _Ending(end.outcome, end.result if end.result is not None else _WORDS.get(end.outcome))
-    if end is not None:
+    if end is not None and attempt.is_replaced:  # by a chain or group of which a part failed: no signal tells of that
+        outcome, why = Outcome.FAILED, "replaced, and no further attempt came"
+    elif end is not None:
         outcome, why = end.outcome, f"{end.outcome}, and no further attempt came"
     elif attempt.finished is not None and (started is None or started.owner not in gone):
         outcome, why = Outcome.INTERRUPTED, "interrupted: it ended without an outcome"

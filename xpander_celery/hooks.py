@@ -156,7 +156,9 @@ class Hooks:
                 in_flight = sys.exc_info()[1]
                 if id(in_flight) == running.handled_at_start:
                     in_flight = None  # the caller of an eager job handles it
-                _finish(recording, state, retval, in_flight, is_eager=bool(request.is_eager))
+                is_eager = bool(request.is_eager)
+                is_put_back = bool(task.acks_late) and not is_eager
+                _finish(recording, state, retval, in_flight, is_eager=is_eager, is_put_back=is_put_back)
         except SoftTimeLimitExceeded:
             raise  # the guard calls once more
         except BaseException:
@@ -244,9 +246,18 @@ def _uid(handler: Any) -> str:
 
 
 def _finish(
-    recording: Recording, state: str | None, retval: Any, in_flight: BaseException | None, *, is_eager: bool
+    recording: Recording,
+    state: str | None,
+    retval: Any,
+    in_flight: BaseException | None,
+    *,
+    is_eager: bool,
+    is_put_back: bool,
 ) -> None:
-    """Tell of every end but success. In `state=None` Celery saw a BaseException pass, or an eager job's error."""
+    """Tell of every end but success. In `state=None` Celery saw a BaseException pass, or an eager job's error.
+
+    `is_put_back`: a message that is rejected, to be queued again, comes again; else it was acknowledged before.
+    """
     went_on = recording.message_went_on
     if state == states.FAILURE:
         recording.finish(Outcome.FAILED, error=retval, traceback=_traceback_of(retval), continues=went_on)
@@ -256,7 +267,7 @@ def _finish(
         text = text_of(retval) or ""
         recording.finish(Outcome.IGNORED, value=text or None, continues=went_on or text == _REPLACED)
     elif state == states.REJECTED:
-        recording.finish(Outcome.REJECTED, error=retval, continues=bool(retval.requeue))
+        recording.finish(Outcome.REJECTED, error=retval, continues=bool(retval.requeue) and is_put_back)
     elif is_eager or (recording.child == recording.owner and not _is_green(in_flight)):
         recording.finish(Outcome.FAILED, error=in_flight, traceback=_traceback_of(in_flight), continues=went_on)
     else:  # whoever stopped it says why, in the worker's main process or its event loop

@@ -212,7 +212,10 @@ def test_carried_usage_is_added(app: Celery, reports: CapturedReports) -> None:
     assert report.duration > 100
 
 
-@pytest.mark.parametrize(("error", "is_success"), [(Ignore("no"), True), (Reject("no", requeue=False), False)])
+@pytest.mark.parametrize(
+    ("error", "is_success"),
+    [(Ignore("no"), True), (Reject("no", requeue=False), False), (Reject("acknowledged", requeue=True), False)],
+)
 def test_jobs_that_are_ignored_or_rejected_are_over(
     app: Celery, reports: CapturedReports, error: Exception, is_success: bool
 ) -> None:
@@ -225,7 +228,7 @@ def test_jobs_that_are_ignored_or_rejected_are_over(
 
 
 def test_a_job_that_will_come_again_is_not_over(app: Celery, reports: CapturedReports) -> None:
-    @app.task
+    @app.task(acks_late=True)
     def requeue() -> None:
         raise Reject("later", requeue=True)
 
