@@ -102,8 +102,13 @@ class Hooks:
             earlier = recording.span.traceparent if recording.span is not None else None
             if earlier is not None:
                 headers[messages.EARLIER] = earlier
+            shown = self._shown_of_running_job()
+            if shown is not None:
+                headers[messages.SHOWN] = [job_id, shown]
         else:
             headers.pop(messages.EARLIER, None)
+            if messages.SHOWN in headers and messages.shown_in(headers, job_id) is None:
+                headers.pop(messages.SHOWN)
             if not _carries(headers, job_id):
                 headers.pop(messages.CARRIED, None)
             attributes = {"messaging.system": "celery", "messaging.operation.type": "send", "celery.task_name": sender}
@@ -233,6 +238,14 @@ class Hooks:
     def malformed(self, **_: Any) -> None:
         """In the worker's main process: a message that is no job. Nobody could say which record it belongs to."""
         self.malformed_messages += 1
+
+    def _shown_of_running_job(self) -> str | None:
+        task = get_current_task()
+        session = self._session_for(task) if task is not None else None
+        if session is None:
+            return None
+        request = task.request
+        return session.plan_of(task).shown_of(request.__dict__, request.args or (), request.kwargs or {})
 
     def _keep(self, recording: Recording) -> None:
         recording.forget_values()

@@ -23,6 +23,8 @@ CARRIED = "xpander_carried"
 """The usage of the earlier attempts of this job, a list of `CarriedAttempt`."""
 EARLIER = "xpander_earlier"
 """The span of the attempt that published this message, as a `traceparent`: to be linked, not nested deeper."""
+SHOWN = "xpander_shown"
+"""What the author lets be seen of the arguments, `[job id, text]`: Celery drops `argsrepr` when a job is retried."""
 PUBLISHED_AT = "xpander_published_at"
 """When the message was published, in seconds since the epoch."""
 
@@ -69,6 +71,14 @@ def carried_in(message: Mapping[str, Any]) -> tuple[CarriedAttempt, ...]:
     except ValidationError:
         return ()  # somebody else's header of that name
     return tuple(entry for entry in carried if entry.job_id == message.get("id"))
+
+
+def shown_in(message: Mapping[str, Any], job_id: Any) -> str | None:
+    """What an earlier message of this very job let be seen of its arguments."""
+    written = header(message, SHOWN)
+    if isinstance(written, (list, tuple)) and len(written) == 2 and written[0] == job_id:
+        return text_of(written[1])
+    return None
 
 
 def carried_out(history: Sequence[CarriedAttempt]) -> list[dict[str, Any]]:

@@ -70,11 +70,16 @@ class TaskPlan:
             return self.options.input(*args, **kwargs)
         if not self.captures_input:
             return None
+        shown = self.shown_of(message, args, kwargs)
+        return shown if shown is not None else self.bound(args, kwargs)
+
+    def shown_of(self, message: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What the author lets be seen of the arguments of one job, in this or an earlier message of it."""
         if message.get("argsrepr") or message.get("kwargsrepr"):
             said = _authors_words(message, args, kwargs)
             if said is not None:  # or a serializer changed a value, and the words are Celery's after all
                 return mask_shown(said, [args[place] for place in self.secrets if place < len(args)])
-        return self.bound(args, kwargs)
+        return messages.shown_in(message, message.get("id"))
 
     def span_attributes(self, message: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """All attributes of one job's span."""

@@ -13,7 +13,7 @@ from tests.support import jobs
 from tests.support.broker import Broker
 from tests.support.waiting import until
 from tests.support.worker import AGENT, Worker, start_worker
-from xpander_celery.events import Ended
+from xpander_celery.events import Ended, Started
 from xpander_celery.fold import Final, fold, verdict
 from xpander_celery.report import Outcome, Tokens
 
@@ -232,6 +232,13 @@ def test_what_the_author_hid_stays_hidden(worker: Worker) -> None:
     job_id = jobs.fail.apply_async(("my pin is 1234",), argsrepr="('<hidden>',)").id
     report = worker.journal.report(job_id)
     assert report.input == "('<hidden>',)"
+
+
+def test_what_the_author_hid_stays_hidden_in_a_retry(worker: Worker) -> None:
+    job_id = jobs.retry_once.apply_async(("my pin is 1234",), argsrepr="('<hidden>',)").id
+    assert worker.journal.report(job_id).input == "('<hidden>',)"
+    started = [event for event in worker.journal.events(job_id) if isinstance(event, Started)]
+    assert [event.facts.input for event in started] == ["('<hidden>',)"] * 2
 
 
 def test_nothing_of_ours_went_wrong(worker: Worker) -> None:

@@ -227,6 +227,26 @@ def test_jobs_that_are_ignored_or_rejected_are_over(
     assert [each.is_success for each in reports] == [is_success]
 
 
+def test_what_the_author_shows_of_the_arguments_goes_with_a_retry_and_with_nothing_else(
+    app: Celery, reports: CapturedReports
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    @app.task(bind=True)
+    def charge(self: Any, card: str) -> None:
+        sent.append(publish(app, id=self.request.id))
+        sent.append(publish(app, xpander_shown=[self.request.id, "('****',)"]))
+
+    run(charge, "4111-1111", argsrepr="('****',)")
+    assert sent[0][messages.SHOWN] == ["job-1", "('****',)"]
+    assert messages.SHOWN not in sent[1]
+    run(charge, "4111-1111", argsrepr="('4111-1111',)", xpander_shown=sent[0][messages.SHOWN])
+    assert [each.input for each in reports] == ["('****',)"]
+    assert sent[2][messages.SHOWN] == ["job-1", "('****',)"]
+    run(charge, "4111-1111", argsrepr="('4111-1111',)", id="job-3", xpander_shown=sent[0][messages.SHOWN])
+    assert reports.of("job-3").input == "4111-1111"
+
+
 def test_a_job_that_will_come_again_is_not_over(app: Celery, reports: CapturedReports) -> None:
     @app.task(acks_late=True)
     def requeue() -> None:
