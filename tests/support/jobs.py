@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 from celery import Celery, chain, chord, group, signals
@@ -194,9 +195,22 @@ def count_until_limit() -> str:
 def publish_until_limit() -> str:
     try:
         while True:
-            signals.before_task_publish.send(sender="nobody", headers={"id": "none"}, body=((), {}, {}))
+            said = signals.before_task_publish.send(sender="nobody", headers={"id": "none"}, body=((), {}, {}))
+            for _, swallowed in said:
+                if isinstance(swallowed, SoftTimeLimitExceeded):
+                    return _where(swallowed)
     except SoftTimeLimitExceeded:
         return "the limit arrived"
+
+
+def _where(limit: SoftTimeLimitExceeded) -> str:
+    """Where Celery's dispatch swallowed a limit: around the call of a receiver, whichever that is, or within it."""
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(limit.__traceback__)]
+    is_around = all(code.co_name in _DISPATCHING or line == code.co_firstlineno for code, line in frames)
+    return "the limit hit Celery's dispatch" if is_around else f"the limit was swallowed: {frames}"
+
+
+_DISPATCHING = ("send", "soft_timeout_sighandler")
 
 
 @app.task
