@@ -175,7 +175,12 @@ class WorkerLife:
                 return  # no place for it, and none was asked for: the journal said so
             reporting.session.tracing.prepare()
             for task in app.tasks.values():
-                reporting.session.plan_of(task)
+                try:
+                    reporting.session.plan_of(task)
+                except XpanderCeleryError:
+                    raise
+                except Exception:  # noqa: BLE001 - of this task something cannot be read; the others are reported
+                    self.guard.note("TaskPlan")
         except XpanderCeleryError as error:
             logger.critical("This worker stops: %s", error, extra={"event": "worker_refused"})
             raise SystemExit(1) from error

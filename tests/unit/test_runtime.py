@@ -22,6 +22,7 @@ from xpander_celery.errors import ConfigurationError
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.keys import Keys
 from xpander_celery.relay.config import RelayConfig
+from xpander_celery.requests import ObservedRequest
 from xpander_celery.testing import capture_reports
 
 ALL_SIGNALS = [value for value in vars(signals).values() if isinstance(value, type(signals.task_prerun))]
@@ -354,6 +355,34 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
 def worker_starts(app: Celery) -> None:
     """What the worker program sends once logging is set up."""
     signals.celeryd_after_setup.send(sender="worker", instance=SimpleNamespace(app=app), conf=app.conf)
+
+
+def test_a_task_that_cannot_be_read_keeps_no_other_from_being_reported(
+    app: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unreadable(dict[str, str]):
+        def __iter__(self) -> Any:
+            raise LookupError("not here")
+
+    xc.instrument(app, api_key="secret", agent_id="agent", journal=str(tmp_path), relay="external")
+
+    @app.task(name="shop.strange", xpander=Unreadable(agent_id="other"))
+    def strange() -> str:
+        return "fine too"
+
+    @app.task(name="shop.ask")
+    def ask() -> str:
+        return "fine"
+
+    worker_starts(app)
+    try:
+        assert "TaskPlan failed" in said(caplog, "hook_failed")[0]
+        assert issubclass(app.tasks["shop.ask"].Request, ObservedRequest)
+        assert strange.apply().get() == "fine too"
+        assert ask.apply().get() == "fine"
+    finally:
+        signals.worker_shutdown.send(sender=None)
+    assert kinds(tmp_path) == ["started", "finished"]
 
 
 def test_other_settings_of_another_app_are_refused_and_those_not_given_stay(app: Celery) -> None:
