@@ -67,6 +67,15 @@ class ParentView:
         recorder.emit(event)
 
     @guarded
+    def request_is_sent_again(self, request: ObservedRequest) -> None:
+        """Have the next message of the job say what its author lets be seen of the arguments."""
+        plan, message = self.session.plan_of(request.task), request._request_dict
+        shown = plan.shown_of(message, request.args, request.kwargs)
+        if shown is not None:
+            context = request._context
+            context.headers = {**(context.headers or {}), messages.SHOWN: [message["id"], shown]}
+
+    @guarded
     def request_failed(self, request: ObservedRequest, error: BaseException | None) -> None:
         """Classify what `request` did about an error that no child reported."""
         if isinstance(error, Terminated):
@@ -123,6 +132,7 @@ class ObservedRequest:
     kwargs: Any
     task: Any
     _already_revoked: bool
+    _context: Any
     _request_dict: dict[str, Any]
 
     _parent_view: ParentView
@@ -163,6 +173,7 @@ class ObservedRequest:
 
     def _retry_worker_lost(self, *args: Any) -> Any:
         """Celery 5.7: `retry_on_worker_lost` publishes the next attempt from here."""
+        self._parent_view.request_is_sent_again(self)
         self.was_retried = super()._retry_worker_lost(*args)  # type: ignore[misc]
         return self.was_retried
 

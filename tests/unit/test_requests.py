@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery import Celery
+from celery import Celery, Signature
 from celery.worker import state
 from celery.worker.request import Request
 
 from xpander_celery.events import Ended, Event, decode, encode
 from xpander_celery.guard import Guard
+from xpander_celery.messages import SHOWN
 from xpander_celery.plans import Plans
 from xpander_celery.recording.recording import Recorder
 from xpander_celery.recording.spans import Tracing
@@ -113,6 +114,21 @@ def test_a_failure_is_classified_by_what_was_done_about_it(
 ) -> None:
     request_for(**options).on_failure(failure(error))
     assert seen(told) == [end]
+
+
+@pytest.mark.skipif(not hasattr(Request, "_retry_worker_lost"), reason="this Celery does not retry such jobs")
+@pytest.mark.parametrize("shown", ["('****',)", None])
+def test_a_retry_that_the_worker_publishes_keeps_hidden_what_the_author_hid(
+    request_for: Callable[..., Any], told: list[Event], monkeypatch: pytest.MonkeyPatch, shown: str | None
+) -> None:
+    request = request_for(retry_on_worker_lost=True, acks_late=True)
+    if shown is not None:
+        request._request_dict["argsrepr"] = shown
+    sent: list[Any] = []
+    monkeypatch.setattr(Signature, "apply_async", lambda self: sent.append(self.options["headers"]))
+    request.on_failure(failure(LOST))
+    assert seen(told) == [(Outcome.RETRIED, True)]
+    assert [(headers or {}).get(SHOWN) for headers in sent] == [shown and [request.id, shown]]
 
 
 @pytest.mark.skipif(not hasattr(Request, "_success_was_stored"), reason="this Celery does not look")
