@@ -140,7 +140,8 @@ class Finished(_Event):
     """What the child knows of the end of its attempt.
 
     `continues` marks an end after which another attempt of the same job is expected (a retry, a rejection with
-    requeue, an ignored task that replaced itself). `input` and `agent_id`, when given, replace those of `started`.
+    requeue, an ignored task that replaced itself), due at `goes_on_at` where its message asks for a later time.
+    `input` and `agent_id`, when given, replace those of `started`.
     """
 
     kind: Literal["finished"] = "finished"
@@ -153,6 +154,7 @@ class Finished(_Event):
     input: str | None = None
     agent_id: str | None = None
     continues: bool = False
+    goes_on_at: float | None = None
 
 
 class Ended(_Event):

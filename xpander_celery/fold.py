@@ -230,11 +230,7 @@ def verdict(
         until = min((wait.until for wait in waits if wait.until is not None), default=None)
         return Open(until, frozenset().union(*(wait.watch for wait in waits)))
     attempt_id, decisive = order[over]  # the newest one that is over, or else the newest
-    if decisive.end is not None and decisive.continues:
-        until = decisive.end.at + redelivery_wait_s
-        if now < until:
-            return Open(until, frozenset())
-    return _final(state, attempt_id, _ending(decisive, gone))
+    return _wait_for_next(decisive, now, redelivery_wait_s) or _final(state, attempt_id, _ending(decisive, gone))
 
 
 def _wait_for_word(attempt: Attempt, now: float, gone: Mapping[str, float], redelivery_wait_s: float) -> Open | None:
@@ -271,11 +267,13 @@ def _wait_for_child(attempt: Attempt, now: float, gone: Mapping[str, float]) -> 
 
 
 def _wait_for_next(newest: Attempt, now: float, redelivery_wait_s: float) -> Open | None:
-    """How long the attempt may still come that `newest` said would follow; None: no longer, or it said no such thing.
+    """How long the attempt may still come that `newest` said would follow, from when it is due; None: no longer, or it
+    said no such thing.
 
     A job that was given up, since it was killed when it had published its retry, goes on all the same.
     """
-    until = newest.end.at + redelivery_wait_s if newest.end is not None and newest.continues else now
+    goes_on_at = newest.goes_on_at
+    until = goes_on_at + redelivery_wait_s if goes_on_at is not None else now
     return Open(until, frozenset()) if now < until else None
 
 

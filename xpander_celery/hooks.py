@@ -121,11 +121,13 @@ class Hooks:
     def after_publish(self, headers: Any = None, body: Any = None, **_: Any) -> None:
         """Notice that the running job goes on in another message: never told when publishing failed."""
         recording = running_recording()
-        if recording is not None and recording.id == _published_id(headers or {}, body):
+        headers = headers or {}
+        if recording is not None and recording.id == _published_id(headers, body):
             recording.message_went_on = True
+            recording.goes_on_at = messages.due_at(headers if "eta" in headers or not isinstance(body, dict) else body)
 
     @guarded_in_job
-    def prerun(self, task: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> None:
+    def prerun(self, task: Any = None, task_id: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> None:
         """Begin a recording."""
         session = self._session_for(task)
         if session is None:
@@ -135,6 +137,8 @@ class Hooks:
             return
         request = task.request
         message = request.__dict__
+        if message.get("id") is None:  # several messages in one call (celery-batches): it has an id, and no request
+            message = {**message, "id": task_id}
         if not plan.is_one_of_ours(message):
             return
         key = id(request)

@@ -74,6 +74,15 @@ class Attempt(_Model):
         return end is not None and (end.continues or end.outcome in (Outcome.RETRIED, Outcome.REQUEUED))
 
     @property
+    def goes_on_at(self) -> float | None:
+        """When the attempt that its end says will follow can begin; None where none follows."""
+        end = self.end
+        if end is None or not self.continues:
+            return None
+        due = end.goes_on_at if isinstance(end, Finished) else None
+        return max(end.at, due) if due is not None else end.at
+
+    @property
     def is_replaced(self) -> bool:
         """Whether it ended by putting another task into its place."""
         return self.continues and self.end is not None and self.end.outcome is Outcome.IGNORED

@@ -110,16 +110,22 @@ def queue_wait_s(message: Mapping[str, Any], now: float) -> float | None:
     published_at = header(message, PUBLISHED_AT)
     if not isinstance(published_at, (int, float)):
         return None
-    eta = message.get("eta")
-    if eta:
-        try:
-            due = datetime.fromisoformat(eta)
-        except (TypeError, ValueError):
+    if message.get("eta"):
+        due = due_at(message)
+        if due is None:
             return None
-        if due.tzinfo is None:  # in the app's time zone, which the message does not say
-            return None
-        published_at = max(published_at, due.timestamp())
+        published_at = max(published_at, due)
     return max(0.0, now - published_at)
+
+
+def due_at(message: Mapping[str, Any]) -> float | None:
+    """When the job is to run at the earliest, in seconds since the epoch; None where its message does not say it."""
+    try:
+        due = datetime.fromisoformat(message["eta"])
+        # without a zone it is in the app's own one, which the message does not say
+        return due.timestamp() if due.tzinfo is not None else None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _queue_in(delivery_info: Mapping[str, Any] | None) -> str | None:

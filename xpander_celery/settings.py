@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(15.0, gt=0, description="Longest wait for an answer.")
     total_timeout_s: float = Field(30.0, gt=0, description="Longest time for one report.")
     redelivery_wait_s: float = Field(
-        7200.0, ge=0, description="How long a job waits for its next attempt before it is closed."
+        7200.0,
+        ge=0,
+        description="How long a job waits for its next attempt, from when that is due, before it is closed.",
     )
     max_age_s: float = Field(14 * 86400.0, gt=0, description="A report older than this is given up, and kept as dead.")
     max_index_bytes: int = Field(4 * 1024**3, ge=16 * 1024**2, description="Cap of the relay's index.")

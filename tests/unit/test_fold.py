@@ -242,6 +242,23 @@ class TestContinuing:
         assert (result.outcome, result.report.result, result.inferred) == (Outcome.SUCCEEDED, "ok", False)
 
 
+@pytest.mark.parametrize("outcome", ["retried", "failed", "ignored"])
+def test_the_next_attempt_is_waited_for_from_when_it_is_due(outcome: str) -> None:
+    due = 200 + 10 * WAIT
+    events = started(), finished(outcome=outcome, at=200, continues=True, goes_on_at=due)
+    assert judged(*events, now=due) == Open(due + WAIT, frozenset())
+    assert judged(*events, now=due, gone={CHILD: 201.0, OWNER: 202.0}) == Open(due + WAIT, frozenset())
+    assert final(*events, now=due + WAIT).inferred
+    later = started("a2", due + 1, retries=1), finished("a2", at=due + 2)
+    assert final(*events, *later, now=due + 10).outcome is Outcome.SUCCEEDED
+
+
+def test_a_next_attempt_that_was_due_before_the_end_is_waited_for_from_the_end() -> None:
+    assert judged(started(), finished(outcome="retried", at=200, goes_on_at=150.0), now=200) == Open(
+        200 + WAIT, frozenset()
+    )
+
+
 def test_a_job_that_goes_on_after_it_was_given_up_is_waited_for_again() -> None:
     """It was killed when it had published its retry, which is retried once more."""
     events = [started(), ended(at=105), started("a2", 110, retries=1), finished("a2", "retried", at=111, spent=5)]

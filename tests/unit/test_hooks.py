@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -14,9 +15,11 @@ from celery.exceptions import Ignore, Reject
 
 import xpander_celery as xc
 from xpander_celery import hooks, messages
-from xpander_celery.events import request_id_of
+from xpander_celery.events import Finished, request_id_of
+from xpander_celery.journal.memory import MemoryJournal
 from xpander_celery.recording.recording import Recording
 from xpander_celery.report import Tokens
+from xpander_celery.runtime import recording_into
 from xpander_celery.testing import CapturedReports, capture_reports
 
 SPENT = Tokens(prompt_tokens=10, completion_tokens=1)
@@ -385,6 +388,52 @@ def test_a_retry_that_does_not_end_the_attempt_continues_the_job(app: Celery, re
     run(ask)
     run(ask_in_vain, id="job-9")
     assert [each.id for each in reports] == ["job-9"]
+
+
+def test_an_attempt_that_goes_on_says_when_the_next_one_is_due(app: Celery) -> None:
+    due = {"eta": "2100-01-01T01:00:00+01:00"}
+
+    def publish_next(self: Any, **headers: Any) -> None:
+        signals.after_task_publish.send(sender="shop.other", body=(), headers={"id": self.request.id, **headers})
+
+    def publish_next_by_the_old_protocol(self: Any) -> None:
+        signals.after_task_publish.send(sender="shop.other", body={"id": self.request.id, **due}, headers={})
+
+    @app.task(bind=True)
+    def ask(self: Any, how: Any) -> None:
+        how(self)
+
+    journal = MemoryJournal()
+    with recording_into(journal, app, {}, agent_id="agent"):
+        run(ask, partial(publish_next, **due))
+        run(ask, publish_next_by_the_old_protocol)
+        run(ask, publish_next)
+        run(ask, lambda self: None)
+    ends = [event for event in journal.poll(100).events if isinstance(event, Finished)]
+    assert [(end.continues, end.goes_on_at) for end in ends] == [
+        (True, 4102444800.0),
+        (True, 4102444800.0),
+        (True, None),
+        (False, None),
+    ]
+
+
+def test_a_call_for_several_messages_is_one_job(app: Celery, reports: CapturedReports) -> None:
+    """As celery-batches makes it: with an id of its own, and a request that has none."""
+
+    @app.task
+    def ask_all(questions: list[str]) -> None: ...
+
+    ask_all.request_stack.push(Context(loglevel=0))
+    try:
+        given = {"sender": ask_all, "task_id": "batch-1", "task": ask_all, "args": (["why?"],), "kwargs": {}}
+        signals.task_prerun.send(**given)
+        xc.current_job().add_usage(SPENT)
+        signals.task_postrun.send(**given, retval=2, state="SUCCESS")
+    finally:
+        ask_all.request_stack.pop()
+    [report] = reports
+    assert (report.id, report.is_success, report.result, report.tokens) == ("batch-1", True, "2", SPENT)
 
 
 def test_the_old_message_protocol(app: Celery, reports: CapturedReports) -> None:

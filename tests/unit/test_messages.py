@@ -66,6 +66,13 @@ def test_the_queue_wait_begins_when_the_job_is_due() -> None:
     assert messages.queue_wait_s({}, now) is None
 
 
+@pytest.mark.parametrize("eta", [None, "", "soon", 5, "2026-01-31T12:00:00"])
+def test_when_a_job_is_due_is_unknown_without_a_time_and_its_zone(eta: Any) -> None:
+    assert messages.due_at({"eta": eta}) is None
+    assert messages.due_at({}) is None
+    assert messages.due_at({"eta": "1970-01-01T01:00:05+01:00"}) == 5
+
+
 def test_trace_context_is_read_from_the_message_and_not_for_eager_calls() -> None:
     assert messages.carrier_in({"is_eager": True, "traceparent": "x"}) is None
     assert messages.carrier_in({"traceparent": "x"}) == {"traceparent": "x"}

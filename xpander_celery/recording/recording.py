@@ -88,6 +88,7 @@ class Recording(Job):
         "body_entered",
         "carried",
         "child",
+        "goes_on_at",
         "message_went_on",
         "owner",
         "result_of",
@@ -125,6 +126,7 @@ class Recording(Job):
         self.result_of = result_of
         self.body_entered = False
         self.message_went_on = False  # a message with this job's id was published: the job goes on in it
+        self.goes_on_at: float | None = None  # not before, as that message says
         self._agent_id: str | None = agent_id
         self._input: Any = _UNSET
         self._result: Any = _UNSET
@@ -322,6 +324,8 @@ class Recording(Job):
         self._add_said_to(event)
         if continues:
             event["continues"] = True
+            if self.goes_on_at is not None:
+                event["goes_on_at"] = self.goes_on_at
         self._finished = outcome
         self._recorder.emit(event)
         if self.span is not None:
