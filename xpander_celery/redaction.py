@@ -8,6 +8,7 @@ shape costs linear time.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -59,8 +60,10 @@ _TRIGGERS = (
 )  # fmt: skip
 
 # `key = value`, `"key": "value"`, `of["key"] = "value"`, also inside JSON that is itself quoted
-_GAP = r"""\\{0,4}["']?\]?\s{0,4}(?:=>|[:=])\s{0,4}(?:(?:bearer|basic|digest|token)\ +)?"""
+_GAP = r"""\\{0,4}["']?\]?\s{0,4}(?::=|=>|={1,3}|:)\s{0,4}(?:(?:bearer|basic|token)\ +)?"""
 _ASSIGNMENT = re.compile(rf"(?:{'|'.join(_TRIGGERS)})[\w-]{{0,32}}+(?P<gap>{_GAP})", re.IGNORECASE | re.VERBOSE)
+# `('key', 'value')`, as headers are listed
+_PAIR = re.compile(r"""(?:(?<=\(["'])|(?<=\(b["']))[A-Za-z][\w-]{0,63}+(?P<gap>["'],\ ?)(?=b?["'])""", re.VERBOSE)
 # `--key value` of a command line, also as a list: `['--key', 'value']`
 _OPTION = re.compile(r"""--[A-Za-z][\w-]{0,63}+(?P<gap>\\{0,4}["']?(?:,\ ?|\ ){1,4}+)(?!\\{0,4}["']?-)""", re.VERBOSE)
 _VALUE = re.compile(
@@ -71,6 +74,15 @@ _VALUE = re.compile(
       |[^\s,;&"'(){}\[\]]++""",
     re.VERBOSE | re.DOTALL,
 )
+# `a=1; b=2` of cookies, `Digest a="1", b="2"` of other credentials in a header
+_PARAMETERS = re.compile(
+    r"""(?:(?:digest|aws4[\w-]{0,32})\ +)?+[\w.!#$%&*+^`|~-]{1,64}+=(?:"[^"\n]*+"|[^\s;,"']*+)
+      (?:[;,]\ {0,2}[\w.!#$%&*+^`|~-]{1,64}+(?:=(?:"[^"\n]*+"|[^\s;,"']*+))?+)*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_IN_HEADERS = ("cookie", "authorization")
+_BRACKET = re.compile(r"[\[({\])}]")
+_CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 # what Celery says of a job that may not be retried again (celery/app/task.py, `Task.retry`): all of its arguments
 _GIVEN_UP = re.compile(r"(?P<job>Can't retry [^\s\[\]]{1,256}\[[^\s\]]{1,256}\] )args:.*")
 # pydantic names a value's place in the line above (`ValidationError.__str__`)
@@ -81,7 +93,7 @@ _INVALID = re.compile(
 _LOGIN = re.compile(r"""(?!\d+:\d+$)(?P<user>[^\s:"'/\\]{1,64}:)(?!/).+""", re.DOTALL)
 _FREE_STANDING = re.compile(
     r"""(?P<scheme>\b(?:[Bb]earer|[Bb]asic)\ +)[A-Za-z0-9._~+/=-]{8,}+
-      |(?P<url>://[^\s:/@?#]{0,64}:)[^\s/@?#]{1,256}(?=@)
+      |(?P<url>://[^\s:/@?#]{0,64}:)[^\s/?#]{1,256}(?=@)
       |(?P<query>[?&](?:key|(?:X-(?:Amz|Goog)-)?[Ss]ig(?:nature)?)=)[^\s&\#"'<>\\]{16,1024}+
       |(?P<login>(?<![\w-])(?:-u|--(?:proxy-)?user)(?:=|\ {1,4}|\\{0,4}["'],\ ?)\\{0,4}["']?
         (?!\d+:\d+\b)[^\s:"'/\\]{1,64}:)(?!/)[^\s"'\\]{1,256}
@@ -124,7 +136,7 @@ def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
 
 def could_hold_a_secret(text: str) -> bool:
     """Whether `redact_text` has to look closer: a cheap check, which is true of many texts without a secret too."""
-    return "=" in text or ":" in text or "--" in text or _could_hold_a_key(text)
+    return "=" in text or ":" in text or "--" in text or "', " in text or _could_hold_a_key(text)
 
 
 def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
@@ -142,6 +154,8 @@ def redact_text(text: str, more: frozenset[str] = frozenset()) -> str:
         text = _GIVEN_UP.sub(lambda match: match["job"] + MASK, text)
     if "--" in text:
         text = _mask_values(_OPTION, text, more)
+    if "', " in text:
+        text = _mask_values(_PAIR, text, more)
     if _could_hold_a_key(text):
         text = _FREE_STANDING.sub(_mask_free_standing, text)
     return text
@@ -200,14 +214,65 @@ def _mask_values(assignment: re.Pattern[str], text: str, more: frozenset[str]) -
     """`text` without the values that follow secret names. A value is read only once its name is known to be secret."""
     kept: list[str] = []
     done = 0
+    closings: dict[int, int] | None = None
     match = assignment.search(text)
     while match:
         position = match.end()
-        if looks_secret(_whole_name(match), more) and (value := _VALUE.match(text, position)):
-            kept += (text[done:position], _masked(value))
-            position = done = value.end()
+        name = _whole_name(match)
+        if looks_secret(name, more) and (value := _value_of(name, text, position)):
+            end, masked = value.end(), _masked(value)
+            bracket = _bracket_of(value)
+            if bracket is not None:
+                closings = _closings(text) if closings is None else closings
+                if bracket in closings:
+                    end = closings[bracket]
+                    masked = f"{text[bracket]}{MASK}{text[end - 1]}" if bracket == position else MASK
+                else:  # the text was cut
+                    end = max(end, _line_end(text, bracket))
+                    masked = f"{text[bracket]}{MASK}" if bracket == position else MASK
+            kept += (text[done:position], masked)
+            position = done = end
         match = assignment.search(text, position)
     return "".join(kept) + text[done:]
+
+
+def _value_of(name: str, text: str, position: int) -> re.Match[str] | None:
+    is_in_header = name.lower().endswith(_IN_HEADERS)
+    return (_PARAMETERS.match(text, position) if is_in_header else None) or _VALUE.match(text, position)
+
+
+def _bracket_of(value: re.Match[str]) -> int | None:
+    """Where the bracket opens that a value is, or that follows it, as in `Token(value="x")`."""
+    if value.re is not _VALUE or value["open"] or value["quoted"]:
+        return None
+    if value["composite"]:
+        return value.start()
+    return value.end() if value.string.startswith(("(", "[", "{"), value.end()) else None
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.find("\n", position)
+    return end if end >= 0 else len(text)
+
+
+def _closings(text: str) -> dict[int, int]:
+    """Where each bracket that is closed ends, by its place; brackets are paired by their kind, whatever is quoted."""
+    found: dict[int, int] = {}
+    opened: list[tuple[int, str]] = []
+    awaited = Counter[str]()
+    for match in _BRACKET.finditer(text):
+        bracket = match[0]
+        if bracket in _CLOSED_BY:
+            opened.append((match.start(), _CLOSED_BY[bracket]))
+            awaited[_CLOSED_BY[bracket]] += 1
+            continue
+        while awaited[bracket]:
+            place, closing = opened.pop()
+            awaited[closing] -= 1
+            if closing == bracket:
+                found[place] = match.end()
+                break
+    return found
 
 
 def _whole_name(match: re.Match[str]) -> str:
@@ -220,6 +285,8 @@ def _whole_name(match: re.Match[str]) -> str:
 
 def _masked(value: re.Match[str]) -> str:
     """The mask inside the value's own quotes, so that JSON stays JSON."""
+    if value.re is not _VALUE:
+        return MASK
     if value["open"]:
         return value["open"] + MASK + (value["close"] or "")
     if composite := value["composite"]:
