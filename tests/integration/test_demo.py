@@ -38,21 +38,21 @@ def environ(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def processes_of(tmp_path: Path) -> list[psutil.Process]:
-    """Every process that was started with this test's temporary directory."""
+def commands_of(tmp_path: Path) -> list[list[str]]:
+    """The command of every process that was started with this test's temporary directory."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("TMPDIR") == str(tmp_path) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
+                found.append(process.cmdline())
+        except psutil.Error:  # it ended by now
             continue
     return found
 
 
 def wait_until_gone(tmp_path: Path) -> None:
     deadline = time.monotonic() + 30
-    while left := [each.cmdline() for each in processes_of(tmp_path) if each.is_running()]:
+    while left := commands_of(tmp_path):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
@@ -108,7 +108,7 @@ def test_nothing_outlives_a_demo_that_is_ended(tmp_path: Path, environ: dict[str
     demo = start(environ)
     with demo:
         wait_for_jobs(tmp_path, demo)
-        commands = " ".join(word for process in processes_of(tmp_path) for word in process.cmdline())
+        commands = " ".join(word for command in commands_of(tmp_path) for word in command)
         assert all(word in commands for word in ("xpander_celery.sandbox", "xpander_celery.demo.jobs", "--port"))
         demo.send_signal(ending)
         demo.wait(30)

@@ -92,7 +92,10 @@ def test_no_sandbox_outlives_a_killed_parent() -> None:
 def _ended(process: psutil.Process) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
