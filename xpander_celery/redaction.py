@@ -51,6 +51,7 @@ _SECRET_ENDINGS = ("token", "pwd")
 _HARMLESS_ENDINGS = frozenset(
     {"budget", "count", "counts", "expires", "expiry", "id", "limit", "limits", "method", "mode", "type", "url"}
 )
+_NAME_CHARACTERS = 128  # that are looked at, and kept in the cache
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _ABBREVIATED = 1024  # characters that Celery shows at most (celery/app/amqp.py, `argsrepr_maxsize`)
@@ -118,10 +119,13 @@ def spellings(names: Iterable[str]) -> frozenset[str]:
     return frozenset(found - {""})
 
 
-@lru_cache(maxsize=4096)
 def looks_secret(name: str, more: frozenset[str] = frozenset()) -> bool:
     """Whether values under this key are masked. `more` holds further names, in all their `spellings`."""
-    name = name[-128:]
+    return _is_secret(name if len(name) <= _NAME_CHARACTERS else name[-_NAME_CHARACTERS:], more)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str, more: frozenset[str]) -> bool:
     words = [word.lower() for word in _WORD.findall(name)]
     if name.lower() in more or "_".join(words) in more:
         return True

@@ -38,10 +38,13 @@ _DEEPEST = 32
 _NO_CAP = 1 << 62
 _CUT = "… [cut, {} in all]"
 _NAMING, _NAMED = ("name", "key", "Name", "Key"), ("value", "Value")  # as Kubernetes and AWS write variables
+_LABEL = re.compile(r"[\w.-]{1,64}(?: [\w.-]{1,32})?")  # what names the value next to it in a pair
+_SHORT_KEY = 16  # an identifier of so few characters is no secret itself
 _OPTION = re.compile(r"--[\w-]+")  # of a command line: its value is the next item
 _COUNTED = 1 << 20  # characters: of a longer text, the bytes are not counted
 _PLAIN_INT = 10**18
 _PLAIN_ROOM = 32  # bytes for a number, and the punctuation around it
+_ABSENT = object()
 _SLACK = 256  # read beyond a cap, so that a secret at the cut is still recognized
 
 
@@ -95,6 +98,8 @@ class Renderer:
 
     def text(self, text: str, max_bytes: int, *, keep_end: bool = False) -> str:
         """`text` redacted and capped; `keep_end` keeps its end (a traceback's last lines say most)."""
+        if type(text) is not str:
+            text = str.__str__(text)
         return _capped(text, max_bytes, self.redact_keys, keep_end=keep_end)
 
     def _is_plain(self, arguments: dict[Any, Any]) -> bool:
@@ -105,7 +110,9 @@ class Renderer:
         if "value" in arguments or "Value" in arguments:  # of what another argument may name
             return False
         for name, value in arguments.items():
-            if type(name) is not str or not name.isascii() or looks_secret(name, self.redact_keys):
+            if type(name) is not str or not name.isidentifier() or looks_secret(name, self.redact_keys):
+                return False
+            if not name.isascii():
                 return False
             kind = type(value)
             if kind is str:
@@ -225,12 +232,10 @@ class _Walk:
             return self._text(MASK)
         if isinstance(value, BaseModel):
             shown = [name for name, field in type(value).model_fields.items() if field.repr and not field.exclude]
-            return self._mapping(
-                {name: getattr(value, name) for name in shown} | (value.__pydantic_extra__ or {}), depth
-            )
+            return self._mapping(_attributes(value, shown) | (value.__pydantic_extra__ or {}), depth)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             names = [field.name for field in dataclasses.fields(value) if field.repr]
-            return self._mapping({name: getattr(value, name) for name in names}, depth)
+            return self._mapping(_attributes(value, names), depth)
         if isinstance(value, (bytes, bytearray, memoryview)):
             return self._text(_decoded(value, max(64, self._room - 64)))
         return self._text(_leaf(value))
@@ -247,16 +252,24 @@ class _Walk:
             name = key if type(key) is str else str(key.value if isinstance(key, Enum) else key)
             self._room -= len(name) + 4
             is_secret = item is not None and type(item) is not bool and self._names_a_secret(name)
-            copied[_encodable(name)] = MASK if is_secret else self.copy(item, depth)
+            copied[self._key(name)] = MASK if is_secret else self.copy(item, depth)
         return copied
+
+    def _key(self, name: str) -> str:
+        if self._redact is None or (len(name) < _SHORT_KEY and name.isidentifier()):
+            return _encodable(name)
+        return _capped(name, max(64, self._room + 64), self._redact)
 
     def _names_a_secret(self, name: object) -> bool:
         return self._redact is not None and type(name) is str and looks_secret(name, self._redact)
 
+    def _is_secret_label(self, text: object) -> bool:
+        return self._names_a_secret(text) and _LABEL.fullmatch(str(text)) is not None
+
     def _sequence(self, value: Iterable[Any], depth: int) -> list[Any]:
         copied: list[Any] = []
-        if isinstance(value, (list, tuple)) and len(value) == 2 and self._names_a_secret(value[0]):
-            return [value[0], MASK]  # a pair, as in a list of headers
+        if isinstance(value, (list, tuple)) and len(value) == 2 and self._is_secret_label(value[0]):
+            return [self._text(value[0]), MASK]  # a pair, as in a list of headers
         is_secret = is_login = False
         for item in value:
             if self._room < 0:
@@ -279,9 +292,14 @@ class _Walk:
         return rendered
 
 
+def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Those that it has: a model made by `model_construct` may lack some."""
+    return {name: each for name in names if (each := getattr(value, name, _ABSENT)) is not _ABSENT}
+
+
 def _leaf(value: Any) -> str:
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)
     if isinstance(value, (bool, int, float, Decimal, UUID, PurePath, timedelta)):
         return str(value)
     if isinstance(value, (datetime, date, time)):

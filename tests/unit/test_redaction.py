@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_secret_names(name: str) -> None:
 )
 def test_harmless_names(name: str) -> None:
     assert not looks_secret(name)
+
+
+def test_long_text_that_is_taken_for_a_name_is_not_kept() -> None:
+    text = "lorem ipsum " * 1000 + "token"
+    before = sys.getrefcount(text)
+    assert looks_secret(text)
+    assert sys.getrefcount(text) == before
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,55 @@ def test_result_is_text_json_or_repr(value: object, text: str | None) -> None:
     assert RENDERER.result(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (["mysql --password=hunter2 -h db", "SELECT 1"], '["mysql --password=[redacted] -h db","SELECT 1"]'),
+        (["My password: hunter2, why?", "hello"], '["My password: [redacted], why?","hello"]'),
+        (["use sk-proj-abcdefghijklmnop1234", "token"], '["use [redacted]","token"]'),
+        ([("X-Api-Key", "hunter2")], '[["X-Api-Key","[redacted]"]]'),
+        ([("API key", "hunter2"), ("Host", "h")], '[["API key","[redacted]"],["Host","h"]]'),
+        ({"amqp://ann:hunter2@db/x": 1}, '{"amqp://ann:[redacted]@db/x":1}'),
+        ({("pin=hunter2", "x"): None}, "{\"('pin=[redacted]', 'x')\":null}"),
+        ({"Authorization: Bearer abcdefghijkl": 1}, '{"Authorization: Bearer [redacted]":"[redacted]"}'),
+        (["password\ud800", 1], '["password?",1]'),
+    ],
+)
+def test_text_beside_and_as_a_name_is_redacted_too(value: object, text: str) -> None:
+    assert Renderer().result(value) == text
+    assert Renderer().input({"value_of": value}) == f'{{"value_of":{text}}}'
+
+
+def test_an_absent_attribute_hides_no_other() -> None:
+    class Order(BaseModel):
+        number: int
+        note: str
+
+    @dataclasses.dataclass
+    class Line:
+        price: int = dataclasses.field(init=False)
+        item: str = "tea"
+
+    assert Renderer().result([Order.model_construct(number=3), Line()]) == '[{"number":3},{"item":"tea"}]'
+
+
+def test_keyword_arguments_of_any_name_are_redacted() -> None:
+    assert "hunter2" not in Renderer().input({"a": 1, "amqp://ann:hunter2@db/x": 1})
+
+
+def test_text_of_a_strange_class_is_rendered_as_the_text_that_it_is() -> None:
+    class Strange(str):
+        def isascii(self) -> bool:
+            raise ValueError
+
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert Renderer().result(Strange("fine")) == "fine"
+    assert Renderer().result([Strange("fine")]) == '["fine"]'
+    assert Renderer().input({"x": Strange("fine"), "y": 1}) == '{"x":"fine","y":1}'
+
+
 def test_failure_names_the_type_and_keeps_the_end_of_a_long_traceback() -> None:
     renderer = Renderer(max_traceback_bytes=200)
     text = renderer.failure(ValueError("password=hunter2"), "line\n" * 500 + "the last line")
