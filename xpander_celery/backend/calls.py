@@ -29,12 +29,15 @@ _EXCERPT = 300
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request. `path` is already escaped and begins with a slash; `body` is JSON."""
+    """One request. `path` is already escaped and begins with a slash; `body` is JSON. `within_s` bounds the exchange
+    where that is less than the transport's own timeouts.
+    """
 
     method: str
     path: str
     body: bytes | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    within_s: float | None = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"

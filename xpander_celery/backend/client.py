@@ -62,6 +62,10 @@ class Backend:
         self._given_transports = (transport, async_transport)
         self._transport: Transport | None = None
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: a copy of a task shares its connections, as other tasks do."""
+        return self
+
     async def areport_external_task(
         self,
         agent_id: str | None = None,

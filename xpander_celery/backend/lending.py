@@ -37,11 +37,17 @@ class Transports:
             raise
 
     def give_back(self, transport: httpx.BaseTransport) -> None:
-        """Must follow every `take`."""
+        """Must follow every `take`, unless `give_up` does."""
         if self._closed:
             transport.close()
         else:
             self._free.append(transport)
+        self._places.release()
+
+    def give_up(self) -> None:
+        """Instead of `give_back`, for one whose call was interrupted anywhere: what it holds is in no known state, its
+        locks too, so that it is neither lent again nor closed, but left to the garbage collector.
+        """
         self._places.release()
 
     def close(self) -> None:

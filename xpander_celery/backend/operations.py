@@ -24,6 +24,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 LONGEST_RETRY_AFTER_S = 60.0
 _PAUSE_GROWTH = 1.5
+_SHORTEST_LOOK_S = 1.0
 
 
 def report_task(report: TaskReport, waiter: Waiter) -> Steps[Task]:
@@ -32,9 +33,9 @@ def report_task(report: TaskReport, waiter: Waiter) -> Steps[Task]:
     return Task.read(call, (yield from ask(call)), waiter)
 
 
-def load_task(task_id: Any, waiter: Waiter) -> Steps[Task]:
+def load_task(task_id: Any, waiter: Waiter, within_s: float | None = None) -> Steps[Task]:
     """Read a task."""
-    call = Call("GET", f"/agent-execution/{segment('task_id', task_id)}/status")
+    call = Call("GET", f"/agent-execution/{segment('task_id', task_id)}/status", within_s=within_s)
     return Task.read(call, (yield from ask(call)), waiter)
 
 
@@ -61,7 +62,7 @@ def wait_for_task(
     while True:
         wait_s = pause_s * random.uniform(0.8, 1.2)
         try:
-            task = yield from load_task(task_id, waiter)
+            task = yield from load_task(task_id, waiter, within_s=max(_SHORTEST_LOOK_S, deadline - now()))
             if task.has_ended:
                 return task
             failure = None

@@ -89,6 +89,10 @@ class Task(BaseModel):
         task._backend = backend
         return task
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """For pickle, as in a result of Celery's: without the backend, which has connections and a key."""
+        return {**super().__getstate__(), "__pydantic_private__": {"_backend": None}}
+
     @property
     def has_ended(self) -> bool:
         """True once the platform will not change it any more: completed, failed, error or stopped."""

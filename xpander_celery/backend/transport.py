@@ -64,15 +64,16 @@ class Transport:
         self._address = lru_cache(maxsize=256)(_address)  # parsing either costs as much as half a request
         self._headers = lru_cache(maxsize=16)(_headers)
         timeout = httpx.Timeout(timeouts.read_timeout_s, connect=timeouts.connect_timeout_s)
-        self._extensions = {"timeout": timeout.as_dict()}
+        self._timeout = timeout.as_dict()
 
     def send(self, configuration: Configuration, call: Call) -> Answer:
         """The answer to `call`, whatever its status; raises `NetworkError` where none came. Uses no event loop."""
-        deadline = time.monotonic() + self._total_s
+        total_s = self._total_of(call)
+        deadline = time.monotonic() + total_s
         request, origin = self._request(configuration, call)
         transports = self._transports(request.url, origin)
         try:
-            transport = transports.take(self._total_s)
+            transport = transports.take(total_s)
             try:
                 response = transport.handle_request(request)
                 try:
@@ -80,12 +81,17 @@ class Transport:
                     for chunk in response.iter_bytes():
                         _add(call, body, chunk)
                         if time.monotonic() > deadline:
-                            raise TimeoutError(f"no whole answer within {self._total_s:g} s")
+                            raise TimeoutError(f"no whole answer within {total_s:g} s")
                 finally:
                     response.close()
-            finally:
+            except (httpx.HTTPError, OSError, UnicodeError, BackendError):
                 transports.give_back(transport)
-        except (httpx.HTTPError, OSError) as error:
+                raise
+            except BaseException:  # of a signal's handler, such as a soft time limit
+                transports.give_up()
+                raise
+            transports.give_back(transport)
+        except (httpx.HTTPError, OSError, UnicodeError) as error:  # the last one by the resolver, of a malformed name
             raise _failure(call, error) from error
         return Answer(response.status_code, bytes(body), response.headers)
 
@@ -94,7 +100,7 @@ class Transport:
         request, origin = self._request(configuration, call)
         transports = self._async_transports(request.url, origin)
         try:
-            async with asyncio.timeout(self._total_s):
+            async with asyncio.timeout(self._total_of(call)):
                 transport = await transports.take()
                 try:
                     response = await transport.handle_async_request(request)
@@ -129,7 +135,14 @@ class Transport:
         """The request, and whom it is for."""
         url, origin = self._address(configuration.get_full_url() + call.path)
         headers = self._headers(configuration.require_key(), call.body is not None, call.headers)
-        return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=self._extensions), origin
+        timeout, within_s = self._timeout, call.within_s
+        if within_s is not None:
+            timeout = {phase: within_s if given is None else min(given, within_s) for phase, given in timeout.items()}
+        extensions = {"timeout": timeout}
+        return httpx.Request(call.method, url, headers=headers, content=call.body, extensions=extensions), origin
+
+    def _total_of(self, call: Call) -> float:
+        return self._total_s if call.within_s is None else min(self._total_s, call.within_s)
 
     def _transports(self, url: httpx.URL, origin: str) -> Transports:
         if self._pid != os.getpid():  # forked: the parent's connections are not ours to use, nor to close
@@ -141,12 +154,22 @@ class Transport:
         return opened
 
     def _async_transports(self, url: httpx.URL, origin: str) -> AsyncTransports:
-        of_loop = self._opened_async.setdefault(asyncio.get_running_loop(), {})
+        loop = asyncio.get_running_loop()
+        if loop not in self._opened_async:
+            self._forget_closed_loops()
+        of_loop = self._opened_async.setdefault(loop, {})
         if (opened := of_loop.get(origin)) is None:
             given = self._given_async
             make = partial(httpx.AsyncHTTPTransport, **self._options(url)) if given is None else lambda: given
             opened = of_loop[origin] = AsyncTransports(make, self._max_connections)
         return opened
+
+    def _forget_closed_loops(self) -> None:
+        """What is kept for a loop refers to it, so that it would stay for ever; so would a socket that it left open."""
+        for reference in self._opened_async.keyrefs():
+            loop = reference()
+            if loop is not None and loop.is_closed():
+                self._opened_async.pop(loop, None)
 
     def _options(self, url: httpx.URL) -> dict[str, Any]:
         return {"verify": self._verify(url), "limits": _ONE_CONNECTION, "proxy": _proxy_of(url)}
@@ -156,7 +179,12 @@ class Transport:
         if url.scheme == "http" and self._ssl_context is None:
             return False
         if self._ssl_context is None:
-            self._ssl_context = httpx.create_ssl_context()
+            try:
+                self._ssl_context = httpx.create_ssl_context()
+            except OSError as error:
+                raise ConfigurationError(
+                    "SSL_CERT_FILE", f"cannot be read ({error})", "Give a file of PEM certificates, or unset it."
+                ) from error
         return self._ssl_context
 
 

@@ -56,6 +56,13 @@ def test_one_that_cannot_be_made_keeps_no_place() -> None:
     assert isinstance(transports.take(0.01), Lane)
 
 
+def test_one_that_was_given_up_is_not_lent_again_and_keeps_no_place() -> None:
+    transports = Transports(Lane, 1)
+    lane = transports.take(1)
+    transports.give_up()
+    assert transports.take(0.01) is not lane
+
+
 def test_one_in_use_is_closed_as_it_comes_back() -> None:
     transports = Transports(Lane, 2)
     free, used = Lane(), transports.take(1)

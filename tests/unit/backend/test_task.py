@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -165,3 +167,13 @@ def test_a_lasting_refusal_ends_the_wait(refusal: Exception) -> None:
 def test_a_task_of_no_backend_says_how_to_get_one() -> None:
     with pytest.raises(errors.ConfigurationError, match="load_task"):
         Task(id="job-1").wait()
+
+
+def test_a_task_is_copied_with_its_backend_and_pickled_without(backend: Backend, platform: Platform) -> None:
+    platform.answers = [task(), task()]
+    loaded = backend.load_task("job-1")
+    assert copy.deepcopy(loaded).wait() == loaded
+    unpickled = pickle.loads(pickle.dumps(loaded))
+    assert unpickled.id == "job-1"
+    with pytest.raises(errors.ConfigurationError, match="load_task"):
+        unpickled.wait()

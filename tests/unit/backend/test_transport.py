@@ -8,10 +8,14 @@ import os
 import socket
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from xpander_celery import errors
 from xpander_celery.backend import Backend, Configuration
@@ -171,6 +175,58 @@ def test_a_platform_that_trickles_is_given_up_at_the_total_deadline(server: Loop
     assert 0.2 < time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_waiting_for_a_task_ends_in_time_though_the_platform_never_answers(
+    server: Loopback, asynchronous: bool
+) -> None:
+    server.behaviour = lambda connection: server.stopping.wait(10)
+    backend = backend_of(server)
+    started = time.monotonic()
+    with pytest.raises(errors.TaskNotEndedError):
+        asyncio.run(backend.await_task("job-1", 0.1)) if asynchronous else backend.wait_for_task("job-1", 0.1)
+    assert time.monotonic() - started < 5
+    server.stopping.set()
+
+
+def test_a_connection_in_which_a_call_was_interrupted_is_not_used_again(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what a signal's handler raises, such as a soft time limit: httpx's pool may be locked, or busy for ever."""
+    used: list[httpx.HTTPTransport] = []
+    send = httpx.HTTPTransport.handle_request
+
+    def interrupted_once(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        used.append(self)
+        if len(used) == 1:
+            raise SoftTimeLimitExceeded
+        return send(self, request)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", interrupted_once)
+    with backend_of(server, max_connections=1, read_timeout_s=2) as backend:
+        with pytest.raises(SoftTimeLimitExceeded):
+            backend.report_external_task()
+        assert backend.report_external_task().id == "job-1"
+        assert backend.report_external_task().id == "job-1"
+    assert used[0] is not used[1]
+    assert used[1] is used[2]
+
+
+def test_loops_that_were_closed_are_not_kept(server: Loopback) -> None:
+    backend = backend_of(server)
+    loops = weakref.WeakSet[asyncio.AbstractEventLoop]()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # as users who end them so are told
+        for _ in range(5):
+            loop = asyncio.new_event_loop()
+            loops.add(loop)
+            assert loop.run_until_complete(backend.areport_external_task()).id == "job-1"
+            loop.close()
+        del loop
+        asyncio.run(backend.areport_external_task())
+        gc.collect()
+        assert len(loops) == 0
+        wait_until(lambda: not server.open)
+
+
 async def test_a_cancelled_call_stays_cancelled_and_the_next_one_works(server: Loopback) -> None:
     reached = threading.Event()
 
@@ -242,6 +298,23 @@ def test_a_proxy_that_cannot_be_used_is_refused_naming_the_variable(
     monkeypatch.setenv("HTTP_PROXY", proxy)
     with pytest.raises(errors.ConfigurationError, match="HTTP_PROXY"):
         Backend(Configuration("k", base_url="http://platform.invalid")).report_external_task("agent-1")
+
+
+def test_certificates_that_cannot_be_read_are_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    backend = Backend(Configuration("key-1", base_url="https://127.0.0.1:1", agent_id="agent-1"))
+    with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE"):
+        backend.report_external_task()
+    with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE"):
+        asyncio.run(backend.areport_external_task())
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 70])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_name_that_the_resolver_cannot_take_is_an_error_of_ours(host: str, asynchronous: bool) -> None:
+    backend = Backend(Configuration("key-1", base_url=f"http://{host}", agent_id="agent-1"))
+    with pytest.raises(errors.XpanderCeleryError):
+        asyncio.run(backend.areport_external_task()) if asynchronous else backend.report_external_task()
 
 
 def test_an_address_that_no_resolver_can_take_is_a_configuration_error() -> None:
