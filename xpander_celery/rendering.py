@@ -252,11 +252,13 @@ class _Walk:
             name = key if type(key) is str else str(key.value if isinstance(key, Enum) else key)
             self._room -= len(name) + 4
             is_secret = item is not None and type(item) is not bool and self._names_a_secret(name)
-            copied[self._key(name)] = MASK if is_secret else self.copy(item, depth)
+            if len(name) >= _SHORT_KEY or not name.isidentifier():
+                name = self._key(name)
+            copied[name] = MASK if is_secret else self.copy(item, depth)
         return copied
 
     def _key(self, name: str) -> str:
-        if self._redact is None or (len(name) < _SHORT_KEY and name.isidentifier()):
+        if self._redact is None:
             return _encodable(name)
         return _capped(name, max(64, self._room + 64), self._redact)
 
