@@ -10,6 +10,7 @@ import pytest
 ALLOWED_SKIPS_IN_CI = {  # test id prefix -> why CI may not run it
     "tests/unit/test_requests.py::test_a_failure_is_classified": "older Celery cannot encode SystemExit: make lowest",
     "tests/unit/test_requests.py::test_a_child_that_died_after_it_stored": "older Celery does not look: make lowest",
+    "tests/unit/test_requests.py::test_a_retry_that_the_worker_publishes": "older Celery has none: make lowest",
     "tests/integration/test_life_of_workers.py::test_a_job_that_a_cold_stop_gives_back": "5.4 loses it: make matrix",
 }
 

@@ -301,7 +301,10 @@ def test_a_proxy_that_cannot_be_used_is_refused_naming_the_variable(
 
 
 def test_certificates_that_cannot_be_read_are_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    def unreadable() -> object:  # as where SSL_CERT_FILE names no file; older releases of httpx ignore that
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(httpx, "create_ssl_context", unreadable)
     backend = Backend(Configuration("key-1", base_url="https://127.0.0.1:1", agent_id="agent-1"))
     with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE"):
         backend.report_external_task()
