@@ -144,6 +144,11 @@ def retry(task: Task, ledger: Ledger, countdown: float) -> None:
     raise task.retry(exc=OSError("not yet"), countdown=countdown, max_retries=5)
 
 
+def retry_elsewhere(task: Task, ledger: Ledger) -> None:
+    """In a queue that no worker takes from."""
+    raise task.retry(exc=OSError("not here"), countdown=0, queue=f"{app.conf.task_default_queue}.elsewhere")
+
+
 def outage(task: Task, ledger: Ledger) -> None:
     raise ConnectionError("down")
 
@@ -189,6 +194,7 @@ VERBS = {
     "wait": wait,
     "fail": fail,
     "retry": retry,
+    "retry_elsewhere": retry_elsewhere,
     "outage": outage,
     "ignore": ignore,
     "reject": reject,

@@ -175,7 +175,7 @@ RETRIES = (
         Record("failed", "ConnectionError: down", attempts=3),
         task="autoretry",
     ),
-    Case("retry that never comes", [[SPEND, ["retry", 3600]]], Record("retried", "no further attempt came")),
+    Case("retry that never comes", [[SPEND, ["retry_elsewhere"]]], Record("retried", "no further attempt came")),
     Case(
         "replaced by a task",
         [[SPEND, ["replace", "task"]], [["spend", 5], ["return", "replaced"]]],
