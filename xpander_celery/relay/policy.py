@@ -78,7 +78,7 @@ def backoff_s(tries: int, chance: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to send one report. It ends with `Gate.rule`, or with `Gate.give_back` where nothing was sent."""
+    """Leave to send one report. It ends with `Gate.rule`."""
 
     row: int
     agent_id: str
@@ -148,10 +148,6 @@ class RateLimit:
             self._from, self._next_s = now, 0.0
         self._next_s += self._interval_s
 
-    def give_back(self) -> None:
-        """It was not sent."""
-        self._on_their_way -= 1
-
     def assume_spent(self, at: float) -> None:
         """Another relay may have sent all that it was allowed to, until then."""
         spent_s = self._burst * self._interval_s
@@ -166,6 +162,7 @@ class Gate:
         self.flow = Flow.FLOWING
         self.reason = ""
         self._until = 0.0  # in every other flow: no request before
+        self._is_asked = False  # the platform said how long; else the rest is our own choice
         self._rests = 0  # in a row, without an answer between them that ended one
         self._probe: int | None = None
         self._recent: deque[tuple[int, bool]] = deque(maxlen=_WINDOW)  # row, and whether its answer was a failure
@@ -223,11 +220,6 @@ class Gate:
 
     # Answering
 
-    def give_back(self, permit: Permit) -> None:
-        """Nothing was sent: another report may use the permit."""
-        self._rate.give_back()
-        self._end_probes(permit)
-
     def rule(self, permit: Permit, reply: Reply, before: Try, now: float) -> Ruling:
         """What becomes of the report that `permit` let out; the gate moves on."""
         was_flowing = self.flow is Flow.FLOWING
@@ -284,8 +276,10 @@ class Gate:
             return ""
         if decides:
             self._rests = 1 if before is Flow.FLOWING else self._rests + 1
-        until = now + self._rest_s(after, reply.retry_after_s or 0.0)
-        self._until = until if decides else max(until, self._until)
+        asked_s = reply.retry_after_s or 0.0
+        until = now + self._rest_s(after, asked_s)
+        if decides or until >= self._until:
+            self._until, self._is_asked = until, asked_s > 0
         changed = (after, reply.reason) != (before, self.reason)
         self.reason = reply.reason
         return f"Delivery is {after}: {reply.reason}" if changed and after is not before else ""
@@ -326,12 +320,20 @@ class Gate:
 
     def snapshot(self) -> dict[str, Any]:
         """What the next relay must know, so that a restart does not break a promise to wait."""
-        return {"flow": self.flow.value, "until": self._until, "rests": self._rests, "reason": self.reason}
+        return {
+            "flow": self.flow.value,
+            "until": self._until,
+            "asked": self._is_asked,
+            "rests": self._rests,
+            "reason": self.reason,
+        }
 
     def restore(self, snapshot: Mapping[str, Any], *, now: float) -> None:
         """Go on from what an earlier relay stored. The clock may have jumped: no wait is longer than usual."""
         self.flow = Flow(snapshot["flow"])
         self.reason = str(snapshot["reason"])
         self._rests = int(snapshot["rests"])
-        longest_s = MAX_RETRY_AFTER_S if self.flow is Flow.THROTTLED else _PROBE_INTERVAL_S * (1 + _PROBE_SPREAD)
+        self._is_asked = bool(snapshot.get("asked", self.flow is Flow.THROTTLED))
+        may_be_long = self._is_asked or self.flow is Flow.THROTTLED
+        longest_s = MAX_RETRY_AFTER_S if may_be_long else _PROBE_INTERVAL_S * (1 + _PROBE_SPREAD)
         self._until = min(float(snapshot["until"]), now + longest_s)

@@ -96,16 +96,6 @@ def test_only_one_probe_goes_out_and_not_before_the_rest_is_over(flow: Flow) -> 
     assert traffic.gate.opens_at() == float("inf")
 
 
-@pytest.mark.parametrize("flow", [Flow.THROTTLED, Flow.BROKEN, Flow.PAUSED])
-def test_a_probe_that_was_not_sent_leaves_its_place_to_another(flow: Flow) -> None:
-    traffic = reached(flow)
-    traffic.wait()
-    permit = traffic.permit(row=7)
-    assert permit is not None
-    traffic.gate.give_back(permit)
-    assert traffic.permit(row=8) is not None
-
-
 @pytest.mark.parametrize("answer", [Answer.DELIVERED, Answer.FAILED, Answer.REFUSED, Answer.AGENT_UNKNOWN])
 def test_an_answer_to_what_was_sent_before_the_flow_changed_is_no_news(answer: Answer) -> None:
     traffic = Traffic()
@@ -338,15 +328,6 @@ def test_an_agent_whose_probe_failed_otherwise_stays_paused_for_another_minute()
     assert traffic.permit(agent_id="lost") is not None
 
 
-def test_a_probe_of_an_agent_that_was_not_sent_leaves_its_place() -> None:
-    traffic = Traffic(chance=0.0)
-    traffic.gate.hold("lost", "found in the index")
-    permit = traffic.permit(agent_id="lost")
-    assert permit is not None
-    traffic.gate.give_back(permit)
-    assert traffic.permit(agent_id="lost") is not None
-
-
 # Rate and restart
 
 
@@ -461,13 +442,16 @@ def test_a_gate_gives_no_permit_once_another_relay_may_give_them() -> None:
     assert traffic.permit() is not None
 
 
-def test_what_was_not_sent_does_not_use_up_the_rate() -> None:
-    traffic = Traffic(per_minute=1)
-    permit = traffic.permit()
-    assert permit is not None
-    assert traffic.permit() is None
-    traffic.gate.give_back(permit)
-    assert traffic.permit() is not None
+@pytest.mark.parametrize("flow", [Flow.BROKEN, Flow.PAUSED])
+def test_a_restart_keeps_any_wait_that_the_platform_asked_for(flow: Flow) -> None:
+    traffic = reached(flow)
+    traffic.wait()
+    answer = Answer.FAILED if flow is Flow.BROKEN else Answer.THROTTLED
+    traffic.send(Reply(answer, "HTTP", retry_after_s=1800.0))
+    assert traffic.gate.flow is flow
+    after = Gate(per_minute=None, chance=lambda: 0.0)
+    after.restore(traffic.gate.snapshot(), now=traffic.now + 1)
+    assert after.opens_at() == traffic.now + 1800
 
 
 @pytest.mark.parametrize(("jump_s", "left_s"), [(0, 120), (100, 20), (3600, 0), (-3600, 3600)])
