@@ -203,6 +203,7 @@ class Relay:
 
     def _begin(self, term: Term, now: float) -> None:
         """Go on where the relay before this one was; what is not delivered, the journal gives once more."""
+        self.delivery.put_down()  # it may have slept longer than its lease, and not have seen that it ended
         if not term.is_continued:
             self._index.hand_over(now)
             self.gate.assume_spent(now)

@@ -348,6 +348,8 @@ class Index:
             self._db.execute(
                 f"UPDATE jobs SET phase = 3, at = ?, watch = NULL, reason = {reason} WHERE phase != 3", (now,)
             )
+            # what the platform has by now is the other's doing: nothing is unchanged, and nobody's end is our own
+            self._db.execute("UPDATE jobs SET digest = NULL WHERE digest IS NOT NULL")
             self._db.execute("DELETE FROM receipts WHERE row != 0")
             self._db.execute("DELETE FROM positions")
             self._phases = Counter({Phase.SETTLED: self._phases.total()})

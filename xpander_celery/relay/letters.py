@@ -21,7 +21,7 @@ Hook = Callable[[TaskReport], TaskReport | None]
 class Letter:
     """A report that is ready to be sent. `report` is what the hook made of it, `digest` is of what it was before.
 
-    `inferred`: nobody saw the end of the job, so a record at the platform that already ended is left as it is.
+    `inferred`: nobody saw the end of the job, so a record that somebody else ended at the platform is left as it is.
     """
 
     job: Job

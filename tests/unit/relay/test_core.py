@@ -403,6 +403,43 @@ async def test_a_record_that_already_ended_wins_over_an_inferred_end(house: Rela
     assert house.index.counters["left_as_recorded"] == 1
 
 
+async def test_an_inferred_end_of_our_own_does_not_win_over_what_is_known_later(house: RelayHouse) -> None:
+    house.platform.ended = lambda report: report.id in house.platform.records
+    for attempt, spent in (("1", 100), ("2", 900)):
+        worker = house.journal.another_process()
+        worker.open()
+        house.started("a", attempt_id=attempt, journal=worker)
+        house.append("a", attempt, worker, kind="progress", tokens={"prompt_tokens": spent}, duration_s=1)
+        await house.settle()
+        worker.kill()
+        await house.go_on(60)
+    (tokens,) = (record.tokens for record in house.platform.records.values())
+    assert tokens is not None
+    assert tokens.prompt_tokens == 1000
+
+
+async def test_what_is_heard_of_a_report_that_is_looked_at_again_counts(house: RelayHouse) -> None:
+    def unreachable(report: TaskReport) -> bool:
+        raise NetworkError("down")
+
+    worker = house.journal.another_process()
+    worker.open()
+    house.started("a", journal=worker)
+    await house.settle()
+    worker.kill()
+    house.platform.ended = unreachable
+    await house.go_on(15)
+    assert house.phase("a") is Phase.DUE
+    house.clock.advance(-14)  # so that it is not over, by the clock of now
+    house.relay.delivery._reopened.append(house.row("a"))
+    house.finished("a", journal=worker)
+    await house.turn()
+    assert house.phase("a") is Phase.DUE
+    await house.go_on(600)
+    assert house.platform.posts_by_id() == {"a": 1}
+    assert house.phase("a") is Phase.SETTLED
+
+
 async def test_an_inferred_end_waits_while_the_platform_cannot_be_asked(house: RelayHouse) -> None:
     def unreachable(report: TaskReport) -> bool:
         raise NetworkError("down")
