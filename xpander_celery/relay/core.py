@@ -76,17 +76,21 @@ class Relay:
         self._clock = clock
         now = clock.now()
         reader.resume(index.positions)
-        index.clamp_waits(now, longest_s=MAX_BACKOFF_S)
+        self._full_until = float("-inf")
+        self._full = Notice(logger, "index_full", clock=clock.now)
+        self._reserve = Reserve(config.directory)
         self.gate = Gate(per_minute=config.rate_limit_per_minute, chance=chance)
         self._restore_gate(index.gate, now)
         seen = Status.read(config.directory)
         if seen is not None:
             self.gate.assume_spent(min(now, seen.at + 2 * HEARTBEAT_S))  # what was sent then is not known
         self._in_flight = InFlight(config.directory, config.concurrency)
-        if self._in_flight.suspects:
-            index.note_crashes(self._in_flight.suspects, now)
-        if self._in_flight.unanswered:
-            index.put_last(self._in_flight.unanswered, now)
+        suspects, unanswered = self._in_flight.suspects, self._in_flight.unanswered
+        self._with_reserve(lambda: index.clamp_waits(now, longest_s=MAX_BACKOFF_S))
+        if suspects:
+            self._with_reserve(lambda: index.note_crashes(suspects, now))
+        if unanswered:
+            self._with_reserve(lambda: index.put_last(unanswered, now))
         self.woken = asyncio.Event()
         self._ingest = Ingest(
             reader=reader,
@@ -108,15 +112,12 @@ class Relay:
         self._desk = Desk(index, now=clock.now, redelivery_wait_s=config.redelivery_wait_s)
         self._mailbox = Mailbox(config.directory)
         self._postboxes = tuple(postboxes)
-        self._reserve = Reserve(config.directory)
         self._flushes: list[tuple[Postbox, Request]] = []
         self._term = Term().number
         self._shared_gate = index.gate
         self._has_read_all = False
         self._deaths_at = now
         self._acknowledge_at = now
-        self._full_until = float("-inf")
-        self._full = Notice(logger, "index_full", clock=clock.now)
         self.is_leading = False
         self.is_relieved = False  # another relay asked this one to leave
         self.is_eager = False  # somebody waits for the end
@@ -136,7 +137,7 @@ class Relay:
         self._store(at_once=is_eager)
         self._acknowledge(now)
         self._prune(now)
-        self.delivery.refill()
+        self._with_reserve(self.delivery.refill)
         self._answer_flushes()  # those that were asked before the journal was read
         for postbox in (self._mailbox, *self._postboxes):
             for request in postbox.take():
@@ -232,16 +233,18 @@ class Relay:
     def _read(self, now: float) -> bool:
         """Take a batch from the journal; whether that was all there is."""
         if now < self._full_until:
-            return False
+            return
         try:
             if not self._reserve.restore() and self._index.free_bytes() < _LEAST_ROOM_BYTES > self._reserve.room():
                 raise IndexFullError(f"{self._config.directory}: the disk is full")
+            if self._index.is_nearly_full():
+                raise IndexFullError(f"{self._index.path}: the rest of its room is for what becomes of reports")
             is_tight = now - self._full_until < _FULL_WAIT_S
             limit = _BATCH_WHEN_TIGHT if is_tight else _BATCH_WHILE_SENDING if self.delivery.is_sending else MAX_BATCH
             taken = self._ingest.take(now, limit)
         except IndexFullError as error:
             self._is_full(error)
-            return False
+            return
         self.delivery.drop(taken.rows)
         return taken.is_all
 
@@ -259,13 +262,18 @@ class Relay:
             return False
 
     def _store(self, *, at_once: bool = False) -> None:
-        """Store what came of reports. On a full disk that takes the reserve; results wait in memory meanwhile."""
-        try:
-            reopened = self.delivery.commit(at_once=at_once)
-            self._ingest.judge(reopened, self._clock.now())
-        except IndexFullError as error:
-            self._reserve.release()
-            self._is_full(error)
+        """Store what came of reports. On a full disk that takes the reserve; where that is not enough, less is stored,
+        and results wait in memory.
+        """
+        for is_tight in (False, False, True):
+            try:
+                reopened = self.delivery.commit(at_once=at_once, is_tight=is_tight)
+                known = self._index.load(job.row for job in reopened)  # more may have been heard of them
+                self._ingest.judge([job for job in known if job.phase.is_waiting], self._clock.now())
+                break
+            except IndexFullError as error:
+                self._reserve.release()
+                self._is_full(error)
         gate = self._index.gate
         if gate is not None and gate is not self._shared_gate:
             self._reader.share(_GATE, gate, lasts_s=_GATE_LASTS_S)
@@ -283,10 +291,23 @@ class Relay:
                 self._index.forget_receipts(receipts)
 
     def _is_full(self, error: IndexFullError) -> None:
-        self._full.warn("The index can take no more, so events wait in the journal: %s", error)
         self._full_until = self._clock.now() + _FULL_WAIT_S
+        self._make_room(error)
+
+    def _make_room(self, error: IndexFullError) -> None:
+        self._full.warn("The index can take no more, so events wait in the journal: %s", error)
         with contextlib.suppress(IndexFullError):
-            self._index.prune(before=self._full_until, max_rows=0, max_bytes=0, limit=_PRUNED_AT_ONCE)
+            self._index.prune(before=float("inf"), max_rows=0, max_bytes=0, limit=_PRUNED_AT_ONCE)
+
+    def _with_reserve(self, change: Callable[[], object]) -> None:
+        """Make a small change, with what the reserve took up if need be. Without room even so, it is left undone."""
+        for _ in range(2):
+            try:
+                change()
+                break
+            except IndexFullError as error:
+                self._reserve.release()
+                self._make_room(error)
 
     def _prune(self, now: float) -> None:
         """Forget settled jobs for which neither a correction nor a redelivery is to be expected any more."""

@@ -99,15 +99,15 @@ class Delivery:
         changed = set(rows)
         self._stale.update(job.row for job in self._ready if job.row in changed)
 
-    def commit(self, *, at_once: bool = False) -> list[Job]:
-        """Store results, several at a time unless `at_once`. Returns jobs that turned out not to be over."""
+    def commit(self, *, at_once: bool = False, is_tight: bool = False) -> list[Job]:
+        """Store results, several at a time unless `at_once`. Returns jobs that turned out not to be over.
+
+        `is_tight`: keep no more of them than what nobody can do without.
+        """
         now = self._clock.now()
         is_time = len(self._results) >= _COMMIT_AT or now - self._first_result_at >= _COMMIT_AFTER_S
-        if self._results and (at_once or is_time):
-            self._index.finish(self._results, now, counters=self._counters)
-            self._leased.difference_update(result.row for result in self._results)
-            self._results.clear()
-            self._counters.clear()
+        if at_once or is_time:
+            self._store_results(now, is_tight=is_tight)
         snapshot = self._gate.snapshot()
         if snapshot != self._stored_gate:
             self._index.store_gate({**snapshot, "settings": self._settings})
@@ -115,6 +115,13 @@ class Delivery:
         reopened, self._reopened = self._reopened, []
         self._leased.difference_update(job.row for job in reopened)
         return reopened
+
+    def _store_results(self, now: float, *, is_tight: bool = False) -> None:
+        if self._results:
+            self._index.finish(self._results, now, counters=self._counters, is_tight=is_tight)
+            self._leased.difference_update(result.row for result in self._results)
+            self._results.clear()
+            self._counters.clear()
 
     def refill(self) -> None:
         """Fetch what is due, as far as it could be sent now, and let the workers go on."""

@@ -13,6 +13,7 @@ from typing import Any
 from xpander_celery.fold import Final, JobState, verdict
 from xpander_celery.relay.index import Index
 from xpander_celery.relay.rows import Job, Phase
+from xpander_celery.relay.schema import IndexFullError
 
 _STEP = 1000
 _PAGE = 500
@@ -32,11 +33,12 @@ class Desk:
         """The answer to one request; an `error` in it says what is wrong with the request."""
         handlers: dict[str, Callable[..., dict[str, Any]]]
         handlers = {"list": self._list, "show": self._show, "requeue": self._requeue, "purge": self._purge}
-        if verb not in handlers:
+        handler = handlers.get(verb) if isinstance(verb, str) else None
+        if handler is None:
             return {"error": f"no such request: {verb}"}
         try:
-            return handlers[verb](**arguments)
-        except (TypeError, KeyError, ValueError) as error:
+            return handler(**arguments)
+        except (TypeError, KeyError, ValueError, IndexFullError) as error:
             return {"error": f"{verb}: {error}"}
 
     def _list(self, phase: str, limit: int = _PAGE, after: list[Any] | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ _SELECT = (
     "SELECT jobs.row, job_id, revision, phase, at, since, agent_id, tries, attempts, crashes, trimmed, size, digest, "
     "reason, state FROM jobs JOIN states ON states.row = jobs.row"
 )
+_ROOM_PAGES = 512  # 4 MiB: a batch of events may take half of that before it is noticed
 _ORDER = dict.fromkeys(Phase, ("at", "jobs.row")) | {Phase.HELD: ("agent_id", "since", "jobs.row")}
 
 
@@ -159,6 +161,16 @@ class Index:
             pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
         return int(pages * size)
 
+    def is_nearly_full(self) -> bool:
+        """Whether no more room is left, of the size that the file may have, than what becomes of reports may need.
+
+        To acknowledge one takes no row, but a digest or a reason in it, and places in other indexes.
+        """
+        names = ("page_count", "freelist_count", "max_page_count")
+        with translated(self.path):
+            used, free, most = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
+        return most - used + free < max(most // 8, min(_ROOM_PAGES, most // 4))
+
     # What changes it
 
     def record(
@@ -215,18 +227,42 @@ class Index:
             self._db.executemany("INSERT OR IGNORE INTO gone VALUES (?, ?)", (gone or {}).items())
         self._next_row = row_of_next
         self.positions = dict(positions) if positions is not None else self.positions
-        self.gone = {**(gone or {}), **self.gone}
+        if gone:
+            self.gone = {**gone, **self.gone}
         for row, change in zip(rows, changes, strict=True):
             self._set_watch(row, change.watch)
 
-    def finish(self, results: Sequence[Result], now: float, *, counters: Mapping[str, int] | None = None) -> None:
-        """Store what became of reports; of a job that has a newer revision by now, only what holds for that too."""
+    def finish(
+        self,
+        results: Sequence[Result],
+        now: float,
+        *,
+        counters: Mapping[str, int] | None = None,
+        is_tight: bool = False,
+    ) -> None:
+        """Store what became of reports; of a job that has a newer revision by now, only what holds for that too.
+
+        `is_tight`: where there is no room for more, forget what is delivered at once, and why the rest is not.
+        """
         moved: list[tuple[Job | Result | None, Phase | None, int]] = []
+        if is_tight:
+            results = [replace(result, reason=None) for result in results]
+            results.sort(key=lambda result: result.fate is not Fate.SETTLED)  # what makes room comes first
         with self._transaction(moved, counters=counters):
             for result in results:
-                phase = self._finish_one(result, now)
+                is_forgotten = is_tight and result.fate is Fate.SETTLED and self._forget_one(result)
+                phase = None if is_forgotten else self._finish_one(result, now)
                 if phase is not result.phase:
                     moved.append((result, phase, result.size))
+
+    def _forget_one(self, result: Result) -> bool:
+        """Delete what is delivered; False where the job has a newer revision."""
+        this = (result.row, result.revision)
+        if not self._db.execute("DELETE FROM jobs WHERE row = ? AND revision = ? AND phase IN (1, 2)", this).rowcount:
+            return False
+        self._db.execute("DELETE FROM states WHERE row = ?", (result.row,))
+        self._release([result.row])
+        return True
 
     def _finish_one(self, result: Result, now: float) -> Phase:
         """Returns the phase that the row is in now, as far as this revision decides."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -22,6 +23,9 @@ FOLDER = "mailbox"
 _ASK, _ANSWER = ".ask", ".answer"
 _LOOK_EVERY_S = 0.02
 _UNCLAIMED_S = 60.0
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,10 @@ class Mailbox:
                 self._discard_unclaimed(path)
 
     def answer(self, request: Request, answer: dict[str, Any]) -> None:
-        write_whole(self._folder / f"{request.id}{_ANSWER}", json.dumps(answer).encode())
+        try:
+            write_whole(self._folder / f"{request.id}{_ANSWER}", json.dumps(answer).encode())
+        except OSError as error:  # whoever asked hears nothing in time, and may ask again
+            logger.warning("a request cannot be answered: %s", error, extra={"event": "request_not_answered"})
 
     def _discard_unclaimed(self, path: Path) -> None:
         """Answers nobody came for, and what was left by processes that died while they wrote."""

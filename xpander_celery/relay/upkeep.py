@@ -19,6 +19,7 @@ from xpander_celery.relay.journals import STATUS
 from xpander_celery.relay.launch import LOG
 from xpander_celery.relay.policy import Gate
 from xpander_celery.relay.rows import Phase
+from xpander_celery.relay.schema import IndexFullError
 from xpander_celery.relay.status import HEARTBEAT_S, Status
 
 _SYNC_EVERY_S = 0.3  # the loop turns every 0.2 s, and 0.5 s is promised
@@ -68,7 +69,7 @@ class Upkeep:
                 self._due_at[number] = now + interval_s
                 try:
                     task(now)
-                except OSError as error:
+                except (OSError, IndexFullError) as error:
                     self._trouble.warn("The relay cannot keep its files: %s", error)
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 from tests.support.relay import RelayHouse
 from xpander_celery.errors import JournalError, NetworkError, NotFoundError, RequestRefusedError, ServerError
 from xpander_celery.journal import Batch
+from xpander_celery.relay.index import Index
+from xpander_celery.relay.mailbox import tell
 from xpander_celery.relay.policy import Flow
 from xpander_celery.relay.rows import Phase
 from xpander_celery.relay.schema import IndexFullError
 from xpander_celery.relay.status import HEARTBEAT_S, Status
+from xpander_celery.relay.upkeep import Upkeep
 from xpander_celery.report import TaskReport
 
 
@@ -702,9 +706,130 @@ async def test_at_its_cap_the_index_stops_taking_in_and_the_journal_keeps_the_re
         assert house.journal.backlog_bytes() == 0
 
 
-async def test_a_flush_is_answered_when_everything_written_is_delivered(house: RelayHouse) -> None:
-    from xpander_celery.relay.mailbox import tell
+@pytest.mark.parametrize(
+    "error",
+    [
+        NetworkError("down " + "x" * 200),
+        NotFoundError("no such agent " + "x" * 150, status_code=404),
+    ],
+)
+@pytest.mark.parametrize(("jobs", "size"), [(6000, 100), (1500, 2000)])
+async def test_from_its_cap_it_comes_back_once_the_platform_does(
+    tmp_path: Path, error: Exception, jobs: int, size: int
+) -> None:
+    async with RelayHouse(tmp_path, max_index_bytes=2 * 1024**2) as house:
+        house.platform.answer = failing(error)
+        ids = {house.job(result="x" * size) for _ in range(jobs)}
+        for _ in range(200):
+            await house.turn()
+            house.clock.advance(5)
+        assert house.journal.backlog_bytes() > 0
+        assert (tmp_path / "index.db").stat().st_size <= 2 * 1024**2
+        house.platform.answer = lambda report: None
+        await house.restart()
+        for _ in range(600):
+            await house.turn()
+            house.clock.advance(5)
+            if set(house.platform.records) == ids:
+                break
+        assert set(house.platform.records) == ids
+        assert house.journal.backlog_bytes() == 0
+        assert len(house.platform.posts) < jobs + 100  # nothing is sent again and again
 
+
+async def test_refused_reports_at_its_cap_are_dead_and_stay_known(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, max_index_bytes=2 * 1024**2) as house:
+        house.platform.answer = failing(RequestRefusedError("no " + "x" * 900, status_code=422))
+        for _ in range(4000):
+            house.job()
+        for _ in range(200):
+            await house.turn()
+            house.clock.advance(5)
+        assert not house.relay.delivery._results
+        assert house.index.count(Phase.DEAD) == len(house.platform.posts_by_id())
+
+
+def full(*args: Any, **kwargs: Any) -> None:
+    raise IndexFullError("database or disk is full")
+
+
+async def test_a_relay_that_begins_on_a_full_disk_gives_the_reserve_back(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.job("a")
+    await house.settle()
+    reserve = house.config.directory / "index.reserve"
+    assert reserve.exists()
+    clamp = Index.clamp_waits
+
+    def needs_room(self: Index, now: float, *, longest_s: float) -> None:
+        if reserve.exists():
+            full()
+        clamp(self, now, longest_s=longest_s)
+
+    monkeypatch.setattr(Index, "clamp_waits", needs_room)
+    await house.restart()
+    house.job("b")
+    await house.settle()
+    assert set(house.platform.records) == {"a", "b"}
+
+
+@pytest.mark.parametrize("step", ["clamp_waits", "note_crashes", "put_last"])
+async def test_a_relay_begins_without_any_room(house: RelayHouse, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    house.platform.answer = lambda report: asyncio.Event().wait()
+    house.job("a")
+    await house.turn()
+    monkeypatch.setattr(Index, step, full)
+    await house.restart()
+    house.platform.answer = lambda report: None
+    await house.settle()
+    assert house.phase("a") is Phase.SETTLED
+
+
+async def test_what_somebody_asks_of_a_full_index_is_answered_with_an_error(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.platform.answer = failing(RequestRefusedError("bad", status_code=422))
+    house.job("a")
+    await house.settle()
+    monkeypatch.setattr(house.index, "requeue", full)
+    question = tell(house.config.directory, "requeue", within_s=60, job_id="a")
+    assert question is not None
+    await house.turn()
+    assert "full" in json.loads(question.with_suffix(".answer").read_bytes())["error"]
+
+
+async def test_held_reports_go_once_there_is_room_again(house: RelayHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.platform.answer = failing(NotFoundError("no such agent", status_code=404))
+    house.job("a")
+    house.job("b")
+    await house.settle()
+    house.platform.answer = lambda report: None
+    with monkeypatch.context() as patch:
+        patch.setattr(house.index, "release_held", full)
+        await house.go_on(70)
+        assert len(house.platform.records) == 1
+    await house.go_on(10)
+    assert set(house.platform.records) == {"a", "b"}
+
+
+async def test_upkeep_goes_on_with_a_full_index(
+    house: RelayHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upkeep = Upkeep(
+        house.config,
+        index=house.index,
+        reader=house.journal,
+        gate=house.relay.gate,
+        clock=house.clock.now,
+        leads=lambda: True,
+    )
+    monkeypatch.setattr(house.index, "forget_gone", full)
+    upkeep.tend(house.clock.now())
+    assert "cannot keep its files" in caplog.text
+
+
+async def test_a_flush_is_answered_when_everything_written_is_delivered(house: RelayHouse) -> None:
     question = tell(house.config.directory, "flush", within_s=1e9)
     assert question is not None
     house.job("a")
@@ -719,8 +844,6 @@ async def test_a_flush_is_answered_when_everything_written_is_delivered(house: R
 
 
 async def test_a_flush_in_an_outage_is_answered_at_once(house: RelayHouse) -> None:
-    from xpander_celery.relay.mailbox import tell
-
     house.platform.answer = failing(NetworkError("down"))
     for _ in range(10):
         house.job()

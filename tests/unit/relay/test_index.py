@@ -130,6 +130,24 @@ def test_an_acknowledgement_settles_only_the_revision_that_was_sent(index: Index
     assert counts(index) == counted_by_sql(index) == {"DUE": 1, "SETTLED": 1}
 
 
+def test_where_room_is_tight_what_is_delivered_is_forgotten_and_reasons_are(index: Index) -> None:
+    index.record([due("a"), due("b"), due("c"), due("d")], 1.0)
+    newer = only(index, "d")
+    index.record([due("d", before=newer)], 2.0)
+    results = [
+        result(only(index, "a"), Fate.SETTLED, digest=b"1"),
+        result(only(index, "b"), Fate.DEAD, reason="why"),
+        result(only(index, "c"), Fate.RETRY, reason="why"),
+        result(newer, Fate.SETTLED, digest=b"2"),
+    ]
+    index.finish(results, 3.0, is_tight=True)
+    assert index.find(["a"]) == {}
+    assert (only(index, "b").phase, only(index, "b").reason) == (Phase.DEAD, None)
+    assert (only(index, "c").phase, only(index, "c").tries, only(index, "c").reason) == (Phase.DUE, 1, None)
+    assert (only(index, "d").phase, only(index, "d").digest) == (Phase.DUE, b"2")
+    assert counts(index) == counted_by_sql(index)
+
+
 def test_a_job_that_runs_again_is_not_settled_by_the_report_of_its_earlier_end(index: Index) -> None:
     index.record([due("a")], 1.0)
     sent = only(index, "a")

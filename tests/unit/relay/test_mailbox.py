@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -92,3 +93,17 @@ def test_it_is_the_owners_alone(tmp_path: Path, mailbox: Mailbox) -> None:
     assert path is not None
     assert stat.S_IMODE((tmp_path / FOLDER).stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_full_disk_leaves_a_request_without_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_space(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    box = Mailbox(tmp_path)
+    tell(tmp_path, "list", within_s=60)
+    (request,) = box.take()
+    monkeypatch.setattr("xpander_celery.relay.mailbox.write_whole", no_space)
+    box.answer(request, {})
+    assert "cannot be answered" in caplog.text
