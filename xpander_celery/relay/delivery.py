@@ -126,6 +126,8 @@ class Delivery:
     def refill(self) -> None:
         """Fetch what is due, as far as it could be sent now, and let the workers go on."""
         now = self._clock.now()
+        if self._released:
+            self._store_results(now)  # some may have met the pause, and shall go too
         while self._released:
             agent_id, at_once = self._released[-1], _RELEASED_AT_ONCE
             if self._index.release_held(agent_id, now, limit=at_once, without=self._leased) == at_once:

@@ -286,6 +286,25 @@ async def test_an_unknown_agent_holds_its_own_reports_until_it_is_known(house: R
     assert house.index.count(Phase.HELD) == 0
 
 
+async def test_what_met_the_pause_of_an_agent_while_its_probe_was_out_is_sent_too(house: RelayHouse) -> None:
+    house.platform.answer = failing(NotFoundError("no such agent", status_code=404))
+    house.job("first")
+    await house.settle()
+    assert house.phase("first") is Phase.HELD
+    house.clock.advance(70)
+    is_known = asyncio.Event()
+    house.platform.answer = lambda report: is_known.wait()
+    await house.turn()
+    assert house.relay.delivery.is_sending
+    house.job("second")
+    await house.turn()
+    is_known.set()
+    house.clock.advance(0.05)  # what came of the second one is not stored yet
+    await house.go_on(5)
+    assert set(house.platform.records) == {"first", "second"}
+    assert house.phase("second") is Phase.SETTLED
+
+
 async def test_jobs_of_a_dead_worker_are_closed_as_lost(house: RelayHouse) -> None:
     worker = house.journal.another_process()
     worker.open()
