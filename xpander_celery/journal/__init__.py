@@ -39,7 +39,8 @@ class Batch:
 
     `dropped` sums what writers say that they had to drop. `finished` names the segments that nobody will write to
     again and that this batch reads to the end: `settle` removes them. `receipts`, one for each event, are given by a
-    journal that may have to keep events until what they led to is delivered.
+    journal that may have to keep events until what they led to is delivered. `is_whole`: False where the journal could
+    not be asked, so that more may be written.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Batch:
     size: int = 0
     finished: frozenset[str] = frozenset()
     receipts: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

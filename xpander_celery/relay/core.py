@@ -116,6 +116,7 @@ class Relay:
         self._term = Term().number
         self._shared_gate = index.gate
         self._has_read_all = False
+        self._has_more = True  # to be read at once
         self._deaths_at = now
         self._acknowledge_at = now
         self.is_leading = False
@@ -130,7 +131,7 @@ class Relay:
             self._stand_by(now)
             return POLL_S
         began = time.perf_counter()
-        self._has_read_all = self._read(now)
+        self._read(now)
         has_looked = self._look(now) if self._has_read_all else False
         took_s = time.perf_counter() - began
         is_eager = self.is_eager or bool(self._flushes)
@@ -142,7 +143,7 @@ class Relay:
         for postbox in (self._mailbox, *self._postboxes):
             for request in postbox.take():
                 self._answer(postbox, request)
-        if (self._has_read_all and has_looked) or now < self._full_until:
+        if now < self._full_until or not (self._has_more or (self._has_read_all and not has_looked)):
             return _EAGER_POLL_S if is_eager or self._flushes else POLL_S
         return took_s if self.delivery.is_sending else 0.0  # the senders get as much of the time as the journal
 
@@ -161,14 +162,13 @@ class Relay:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is to be done now."""
-        return (self._has_read_all or not self.is_leading) and self.delivery.is_idle
+        return not (self._has_more and self.is_leading) and self.delivery.is_idle
 
     @property
     def is_drained(self) -> bool:
         """Whether nothing that is written is left to be delivered; a relay that stands by does not know."""
-        return (
-            self.is_leading and self.is_quiet and not self._index.count(Phase.DUE) and not self._index.count(Phase.HELD)
-        )
+        has_waiting = self._index.count(Phase.DUE) or self._index.count(Phase.HELD)
+        return self.is_leading and self.is_quiet and self._has_read_all and not has_waiting
 
     def next_look(self) -> float:
         """When the next open job may be over."""
@@ -210,7 +210,7 @@ class Relay:
             self.gate.assume_spent(now)
         self._restore_gate(self._reader.shared(_GATE), now)
         self._reader.resume(self._index.positions)
-        self._has_read_all = False
+        self._has_read_all, self._has_more = False, True
         self._term = term.number
         logger.info("this relay leads", extra={"event": "relay_leads"})
 
@@ -230,8 +230,9 @@ class Relay:
 
     # The parts of a turn
 
-    def _read(self, now: float) -> bool:
-        """Take a batch from the journal; whether that was all there is."""
+    def _read(self, now: float) -> None:
+        """Take a batch from the journal."""
+        self._has_read_all, self._has_more = False, True
         if now < self._full_until:
             return
         try:
@@ -246,7 +247,7 @@ class Relay:
             self._is_full(error)
             return
         self.delivery.drop(taken.rows)
-        return taken.is_all
+        self._has_read_all, self._has_more = taken.is_all, taken.has_more
 
     def _look(self, now: float) -> bool:
         """Find jobs that are over because time went by or a process died; whether there are no more of them now."""
@@ -254,7 +255,7 @@ class Relay:
             if now >= self._deaths_at:
                 self._deaths_at = now + _DEATHS_EVERY_S
                 if self._ingest.see_deaths(now):
-                    self._has_read_all = False  # they may have written since
+                    self._has_read_all, self._has_more = False, True  # they may have written since
                     return False
             return self._ingest.look(now).is_all
         except IndexFullError as error:

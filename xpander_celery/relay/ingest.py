@@ -31,7 +31,8 @@ class Taken:
     """What one call changed. `rows` that were known before may be on their way to the platform in an older form."""
 
     rows: tuple[int, ...] = ()
-    is_all: bool = True  # whether there was no more
+    is_all: bool = True  # whether nothing else was there
+    has_more: bool = False  # whether the next call would find more at once
 
 
 class Ingest:
@@ -57,7 +58,8 @@ class Ingest:
     def take(self, now: float, limit: int = MAX_BATCH) -> Taken:
         """Read at most `limit` events, store what they say, and let the journal forget them."""
         batch = self._reader.poll(limit)
-        self._is_read = len(batch.events) < limit and batch.size < _LARGE_BATCH_BYTES
+        has_more = len(batch.events) >= limit or batch.size >= _LARGE_BATCH_BYTES
+        self._is_read = batch.is_whole and not has_more
         if self._is_read:
             self._believe_deaths()
         by_job: dict[str, list[Event]] = {}
@@ -80,7 +82,7 @@ class Ingest:
             self._index.record(changes, now, positions=batch.positions, counters=counters, released=released)
         self._reader.settle(batch)
         rows = tuple(change.before.row for change in changes if change.before is not None)
-        return Taken(rows, is_all=self._is_read)
+        return Taken(rows, is_all=self._is_read, has_more=has_more)
 
     def see_deaths(self, now: float) -> bool:
         """Find out which of the watched processes are dead; whether there are more of them than before.

@@ -493,3 +493,45 @@ async def test_whatever_happens_to_relays_and_their_disks_every_job_has_one_reco
         job_id: report.tokens.prompt_tokens for job_id, report in records.items() if report.tokens
     } == story.expected
     assert fleet.left() == 0
+
+
+async def test_a_relay_that_slept_longer_than_its_lease_sends_nothing_of_before(fleet: Fleet) -> None:
+    first = await fleet.relay(concurrency=1, rate_limit_per_minute=10)
+    worker = fleet.worker()
+    worker.job("busy")
+    worker.job("a", result="old")
+    first.relay.turn()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert fleet.platform.posts_by_id() == {"busy": 1}  # the other one is ready
+    fleet.lease_runs_out(after_s=60)
+    second = await fleet.relay()
+    failed = {"outcome": "failed", "result": "the result could not be stored"}
+    owner, facts = worker.journal.process_id, {"task": "shop.charge", "agent_id": "agent"}
+    worker._append("a", "1", kind="ended", owner=owner, facts=facts, **failed)
+    await second.go_on(2)
+    assert fleet.platform.records["a"].result == "the result could not be stored"
+    fleet._readers[1].close()
+    fleet.clock.advance(30)
+    first.clock.advance(60)
+    await first.go_on(120)
+    assert first.relay.is_leading
+    assert fleet.platform.records["a"].result == "the result could not be stored"
+    assert fleet.platform.posts_by_id()["a"] == 1
+
+
+async def test_a_relay_that_cannot_ask_redis_does_not_take_itself_for_drained(fleet: Fleet) -> None:
+    house = await fleet.relay()
+    await house.settle()
+    assert house.relay.is_drained
+    fleet.worker().job("a")
+    fleet.clock.advance(1)
+    fleet.loses_reply = lambda: True
+    assert house.relay.turn() > 0  # nor does it turn without a rest
+    assert house.relay.is_leading
+    assert not house.relay.is_drained
+    fleet.loses_reply = lambda: False
+    fleet.clock.advance(5)
+    await house.go_on(5)
+    assert set(fleet.platform.records) == {"a"}
+    assert house.relay.is_drained

@@ -123,11 +123,11 @@ class RedisReader:
     def poll(self, limit: int) -> Batch:
         """At most `limit` events (and about 4 MiB) beyond what was settled; what is not settled comes again.
 
-        None without the term that `lead` spoke of last.
+        Nothing without the term that `lead` spoke of last, or while Redis is away; `is_whole` says so.
         """
         term = self._lease.term
         if term is None or term.number != self._term or not self._is_reachable():
-            return Batch(positions=self._positions)
+            return Batch(positions=self._positions, is_whole=False)
         try:
             self._acknowledge_left_over()
             self._fetch(limit)
@@ -136,11 +136,11 @@ class RedisReader:
                 self._lease.lose()
             else:
                 self._meet_trouble(error)
-            return Batch(positions=self._positions)
+            return Batch(positions=self._positions, is_whole=False)
         except OSError as error:
             self._meet_trouble(error)
             self._take_again()  # what Redis gave, in a reply that was lost
-            return Batch(positions=self._positions)
+            return Batch(positions=self._positions, is_whole=False)
         return self._batch(limit)
 
     def settle(self, batch: Batch) -> None:
