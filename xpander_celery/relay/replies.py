@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
@@ -93,12 +94,18 @@ def retry_after_s(value: object, *, now: float) -> float | None:
         return None
     text = str(value).strip()
     try:
-        seconds = float(text) if text.replace(".", "", 1).isdecimal() else parsedate_to_datetime(text).timestamp() - now
+        seconds = float(text) if text.replace(".", "", 1).isdecimal() else _time_of(text) - now
     except (ValueError, TypeError, OverflowError):
         return None
     if not math.isfinite(seconds):
         return MAX_RETRY_AFTER_S
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _time_of(date: str) -> float:
+    """In seconds since the epoch; one without a zone is in UTC (RFC 9110, 5.6.7)."""
+    time = parsedate_to_datetime(date)
+    return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _retry_after_of(error: Exception) -> object:

@@ -131,3 +131,15 @@ def test_a_reason_is_one_line_of_bounded_length() -> None:
     reason = read_error(RuntimeError("line\n" * 1000), now=NOW).reason
     assert "\n" not in reason
     assert len(reason) < 400
+
+
+def test_a_date_without_a_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        now = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
+        assert retry_after_s("Sun Nov  6 08:59:37 1994", now=now) == 600
+        assert retry_after_s("Sun, 06 Nov 1994 08:59:37 GMT", now=now) == 600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
