@@ -7,6 +7,7 @@ so a free lock means that no relay runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -140,11 +141,16 @@ def is_outdated(directory: Path, *, fingerprint: str, loaded_at: float, now: flo
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 so that nobody ever sees half of it."""
+    """Write a file of mode 0600 so that nobody ever sees half of it. Raises OSError, and then leaves nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+        try:
+            if os.write(descriptor, content) < len(content):  # the last of the room was less than that
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -8,7 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
-from xpander_celery.relay.status import LOCK, STATUS, RelayLock, Status, is_running
+import pytest
+
+from xpander_celery.relay.status import LOCK, STATUS, RelayLock, Status, is_running, write_whole
 
 STATUS_NOW = Status(
     pid=1, version="1", fingerprint="f", loaded_at=1.0, started_at=2.0, at=3.0, counters={"appended": 4}, waiting=5
@@ -93,3 +95,21 @@ def test_without_a_readable_status_there_is_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "{}"):
         (tmp_path / STATUS).write_text(text)
         assert Status.read(tmp_path) is None
+
+
+def test_what_is_written_only_in_part_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "answer", b"before")
+    monkeypatch.setattr("xpander_celery.relay.status.os.write", lambda descriptor, content: len(content) - 1)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "answer", b"after")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["answer"]
+    assert (tmp_path / "answer").read_bytes() == b"before"
+
+
+def test_its_age_goes_by_the_clock_of_files(tmp_path: Path) -> None:
+    assert Status.age_s(tmp_path) is None
+    Status(pid=1, version="1", fingerprint="f", loaded_at=0, started_at=0, at=0).write(tmp_path)
+    age_s = Status.age_s(tmp_path)
+    assert age_s is not None
+    assert age_s < 60
