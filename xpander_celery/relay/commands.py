@@ -88,7 +88,7 @@ def _check(arguments: argparse.Namespace, config: RelayConfig) -> int:
     from xpander_celery.relay.status import Status, is_running
 
     status = Status.read(config.directory)
-    age_s = abs(time.time() - status.at) if status is not None else None
+    age_s = Status.age_s(config.directory) if status is not None else None
     runs = is_running(config.directory)
     is_well = runs and age_s is not None and age_s < _STALE_AFTER_S
     if arguments.json:

@@ -78,9 +78,10 @@ class Desk:
     ) -> tuple[list[Job], dict[str, Any]]:
         """The dead reports in the next step that are chosen: one by its id, those whose reason holds a text, or all.
 
-        What died after `until` is not chosen, or a report that dies again at once would be chosen for ever.
+        What died after `until` is not chosen, or a report that dies again at once would be chosen for ever. At first
+        that is whatever is dead by now, also by a clock that was ahead of this one.
         """
-        until = self._now() if until is None else until
+        until = max(self._now(), self._index.newest(Phase.DEAD)) if until is None else until
         if job_id is not None:
             page, after = list(self._index.find([job_id]).values()), []
         else:

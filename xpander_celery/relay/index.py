@@ -69,6 +69,12 @@ class Index:
 
     # What it holds
 
+    def newest(self, phase: Phase) -> float:
+        """The time of the last one that stands there, or minus infinity."""
+        with translated(self.path):
+            found = self._db.execute(f"SELECT max(at) FROM jobs WHERE phase = {phase:d}").fetchone()
+        return float("-inf") if found[0] is None else float(found[0])
+
     def count(self, phase: Phase) -> int:
         """How many jobs stand there."""
         return self._phases[phase]

@@ -22,6 +22,7 @@ from xpander_celery.relay.rows import Change, Job, Phase
 MAX_BATCH = 250  # events; twice as many cost 0.4 MB of memory for good
 _LARGE_BATCH_BYTES = 2 * 1024**2  # readers cut batches by size too
 _NEVER = float("inf")
+_AHEAD_S = 5.0  # clocks differ
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Ingest:
             self._believe_deaths()
         by_job: dict[str, list[Event]] = {}
         for event in batch.events:
-            by_job.setdefault(event.job_id, []).append(event)
+            by_job.setdefault(event.job_id, []).append(_until_now(event, now))
         receipts: dict[str, list[str]] = {}
         for event, receipt in zip(batch.events, batch.receipts, strict=False):  # most journals give none
             receipts.setdefault(event.job_id, []).append(receipt)
@@ -166,3 +167,12 @@ class Ingest:
         if before.phase is Phase.DUE and before.tries:  # new words do not shorten the wait after a failure
             return Change(state.job_id, Phase.DUE, max(now, before.at), before, text, agent_id, reason=before.reason)
         return change
+
+
+def _until_now(event: Event, now: float) -> Event:
+    """The event, at a time that is not far ahead of this relay's clock, in the order that it has among others.
+
+    The time of day may be set forward while the relay keeps its own: what is waited for from then on would stall.
+    """
+    ahead_s = event.at - now
+    return event.model_copy(update={"at": now + ahead_s * 1e-6}) if ahead_s > _AHEAD_S else event

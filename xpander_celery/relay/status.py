@@ -111,6 +111,14 @@ class Status:
         except (OSError, ValueError):
             return None
 
+    @staticmethod
+    def age_s(directory: Path) -> float | None:
+        """Since when it stands there, by the clock of files: that of the relay does not follow the time of day."""
+        try:
+            return abs(time.time() - (directory / STATUS).stat().st_mtime)
+        except OSError:
+            return None
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self | None:
         """The status that these values are, None where they are none."""

@@ -897,3 +897,66 @@ async def test_after_a_long_rest_the_rate_limit_allows_a_burst_again(tmp_path: P
             house.job()
         await house.settle()
         assert len(house.platform.posts) == 6
+
+
+# Clocks, and what others wrote
+
+
+async def test_a_clock_that_was_set_forward_stalls_no_job(house: RelayHouse) -> None:
+    house.started("killed")
+    await house.settle()
+    house.clock.jump(3600)
+    at, owner, facts = house.clock.wall(), house.journal.process_id, {"task": "shop.charge", "agent_id": "agent"}
+    known = {"child": owner, "owner": owner, "facts": facts}
+    word = {"outcome": "timed_out", "result": "TimeLimitExceeded(30)", "owner": owner, "facts": facts}
+    house.append("killed", "1", house.journal, kind="ended", at=at, **word)
+    house.append("retried", "1", house.journal, kind="started", at=at, **known)
+    house.append("retried", "2", house.journal, kind="started", at=at + 1, **known)
+    house.append("retried", "2", house.journal, kind="finished", at=at + 2, outcome="succeeded", duration_s=1.0)
+    await house.go_on(300)
+    assert house.platform.posts_by_id() == {"killed": 1, "retried": 1}
+
+
+async def test_a_retry_that_is_due_late_is_waited_for_also_by_a_clock_that_was_set_forward(tmp_path: Path) -> None:
+    async with RelayHouse(tmp_path, redelivery_wait_s=600) as house:
+        house.started("a")
+        await house.settle()
+        house.clock.jump(3600)
+        at = house.clock.wall()
+        end = {"outcome": "retried", "continues": True, "duration_s": 1.0, "goes_on_at": at + 14_400}
+        house.append("a", "1", house.journal, kind="finished", at=at, **end)
+        await house.go_on(14_400, step_s=60)
+        assert house.platform.posts == []
+
+
+async def test_dead_reports_are_requeued_and_purged_also_by_a_clock_that_is_behind(house: RelayHouse) -> None:
+    house.platform.answer = failing(RequestRefusedError("bad", status_code=422))
+    for _ in range(3):
+        house.job()
+    await house.settle()
+    desk = Desk(house.index, now=lambda: house.clock.now() - 3600, redelivery_wait_s=7200)
+    assert desk.answer("requeue", {"job_id": "job-1"})["done"] == 1
+    assert desk.answer("purge", {})["done"] == 2
+
+
+async def test_a_request_that_no_release_makes_is_answered_with_an_error(house: RelayHouse) -> None:
+    assert (
+        "no such request"
+        in Desk(house.index, now=house.clock.now, redelivery_wait_s=1).answer(
+            ["list"],  # type: ignore[arg-type]
+            {},
+        )["error"]
+    )
+
+
+@pytest.mark.parametrize(
+    "stored", [{}, {"flow": "resting", "settings": ""}, {"flow": "flowing", "reason": "", "rests": "x"}]
+)
+async def test_a_state_of_the_destination_that_cannot_be_read_is_passed_over(
+    house: RelayHouse, stored: dict[str, Any]
+) -> None:
+    house.index.store_gate(stored)
+    await house.restart()
+    house.job("a")
+    await house.settle()
+    assert house.platform.posts_by_id() == {"a": 1}
