@@ -48,7 +48,11 @@ class _Found:
 
 
 class FileReader(SoleReader):
-    """Reads the segments in `directory`. One object, in the process that holds the directory's lock."""
+    """Reads the segments in `directory`. One object, in the process that holds the directory's lock.
+
+    `bury` is called with each dead process before the file that tells of its death is removed; if it raises, the file
+    stays, and so does the error.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,9 @@ class FileReader(SoleReader):
         *,
         decode: Callable[[bytes], Event] = decode,
         clock: Callable[[], float] = time.monotonic,
+        bury: Callable[[str], None] | None = None,
     ) -> None:
+        self._bury = bury
         self._directory = directory
         self._decode = decode
         self._clock = clock
@@ -249,6 +255,8 @@ class FileReader(SoleReader):
             else:
                 is_stale = is_stale_temporary(self._directory / name)
             if is_stale:
+                if process_id is not None and self._bury is not None:
+                    self._bury(process_id)
                 (self._directory / name).unlink(missing_ok=True)
 
 

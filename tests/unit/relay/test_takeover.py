@@ -14,6 +14,7 @@ import pytest
 from tests.support.redis_server import RedisServer
 from tests.support.relay import HandClock, PlatformDouble, RelayHouse
 from xpander_celery.errors import NetworkError, NotFoundError, RateLimitedError, RequestRefusedError, ServerError
+from xpander_celery.journal import liveness
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.redis.keys import Keys
 from xpander_celery.journal.redis.reader import RedisReader
@@ -535,3 +536,35 @@ async def test_a_relay_that_cannot_ask_redis_does_not_take_itself_for_drained(fl
     await house.go_on(5)
     assert set(fleet.platform.records) == {"a"}
     assert house.relay.is_drained
+
+
+async def test_a_dead_worker_is_said_to_be_gone_before_the_relay_of_its_host_removes_its_file(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    spill = FileJournal(tmp_path / "host")
+    worker = RedisJournal(fleet.server.url, "destination", spill=spill, clock=fleet.clock.now)
+    worker.open()
+    process_id = worker.process_id
+    clock = HandClock()
+    reader = RedisReader(fleet.server.url, "destination", identity="i", directory=tmp_path / "host", clock=clock.now)
+    reader._spool._reader._clock = clock.now  # type: ignore[union-attr]
+    reader.sync()
+    assert reader.is_alive(process_id)
+    spill._start_anew()  # as the kernel does for a process that is killed: its locks are free
+    clock.advance(10)
+    reader.sync()
+    assert not liveness.has_file(tmp_path / "host", process_id)
+    clock.advance(2)
+    assert not reader.is_alive(process_id)
+    worker.close()
+    reader.close()
+
+
+@pytest.mark.parametrize("entry", [("e" + "9" * 5000, "{}"), ("dropped", "9" * 5000)])
+async def test_an_entry_with_a_number_that_nobody_reads_is_debris(fleet: Fleet, entry: tuple[str, str]) -> None:
+    fleet.server.client.ask("XADD", KEYS.stream, "*", *entry)
+    house = await fleet.relay()
+    fleet.worker().job("a")
+    await house.go_on(5)
+    assert set(fleet.platform.records) == {"a"}
+    assert house.index.counters["corrupt"] == 1

@@ -13,7 +13,7 @@ from xpander_celery.events import Event
 from xpander_celery.journal.files import FileJournal
 from xpander_celery.journal.reader import FileReader
 from xpander_celery.journal.redis.client import Client, Command, RefusedError
-from xpander_celery.journal.redis.keys import ADD, DROPPED_FIELD, EVENT_FIELD, Keys, add_command
+from xpander_celery.journal.redis.keys import ADD, DROPPED_FIELD, EVENT_FIELD, GONE, GONE_FOR_S, Keys, add_command
 
 _LOCK = "spool.lock"
 _EVENTS = 100
@@ -48,7 +48,9 @@ class Spool:
         self._max_entries = max_entries
         self._clock = clock
         self._lock: int | None = None
-        self._reader = FileReader(directory, decode=cast(Callable[[bytes], Event], bytes))
+        self._client: Client | None = None
+        decode = cast(Callable[[bytes], Event], bytes)
+        self._reader = FileReader(directory, decode=decode, bury=self._say_gone)
 
     def drain(self, client: Client) -> bool:
         """Bring over as much as a moment allows; whether that was all that is this process's to bring. Raises OSError
@@ -56,6 +58,7 @@ class Spool:
         """
         if not self._is_locked():
             return True
+        self._client = client
         until = self._clock() + _AT_ONCE_S
         while self._clock() < until:
             batch = self._reader.poll(_EVENTS)
@@ -76,6 +79,11 @@ class Spool:
             os.close(lock)
 
     forget = let_go  # in a forked child: closing the copy leaves the parent's lock alone
+
+    def _say_gone(self, process_id: str) -> None:
+        """Of a dead process, before the file goes that tells it: a heartbeat may be good for an hour."""
+        if self._client is not None:
+            self._client.ask("SET", self._keys.alive(process_id), GONE, "EX", GONE_FOR_S)
 
     def _add(self, field: str, value: bytes) -> Command:
         return add_command(self._keys, self._max_entries, field, value)
