@@ -47,7 +47,7 @@ class UnreadableEventError(ValueError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True, allow_inf_nan=False)
 
 
 class JobFacts(_Model):
@@ -110,6 +110,10 @@ def _with_tools_within(own: CarriedAttempt, characters: int) -> CarriedAttempt:
     return own if kept == len(own.used_tools) else own.model_copy(update={"used_tools": own.used_tools[:kept]})
 
 
+# A name of a file and a word in a list of words: what is neither is no id, and must not come that far.
+LivenessId = Annotated[str, Field(pattern=r"^[!-.0-~]{1,100}$")]
+
+
 class _Event(_Model):
     v: int = VERSION
     job_id: str
@@ -121,8 +125,8 @@ class Started(_Event):
     """A child began an attempt. `child` and `owner` are liveness ids (equal where both are one process)."""
 
     kind: Literal["started"] = "started"
-    child: str
-    owner: str
+    child: LivenessId
+    owner: LivenessId
     facts: JobFacts
     carried: tuple[CarriedAttempt, ...] = ()
 
@@ -165,7 +169,7 @@ class Ended(_Event):
     """
 
     kind: Literal["ended"] = "ended"
-    owner: str
+    owner: LivenessId
     outcome: Outcome
     result: str | None = None
     facts: JobFacts

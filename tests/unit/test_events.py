@@ -110,3 +110,18 @@ def test_the_attempts_at_one_request_differ_by_the_child_that_made_them() -> Non
     first, second = attempt_id_of("parent-1f", "child-1"), attempt_id_of("parent-1f", "child-2")
     assert first != second
     assert request_id_of(first) == request_id_of(second) == request_id_of("parent-1f") == "parent-1f"
+
+
+@pytest.mark.parametrize("at", ["NaN", "Infinity", "-Infinity", '"NaN"'])
+def test_an_event_without_a_time_is_refused(at: str) -> None:
+    text = f'{{"kind":"progress","v":1,"job_id":"a","attempt_id":"1","at":{at}}}'
+    with pytest.raises(UnreadableEventError):
+        decode(text.encode())
+
+
+@pytest.mark.parametrize("process_id", ["", "a\0b", "../a", "a b", "a" * 101])
+def test_an_event_of_a_process_that_can_have_no_file_is_refused(process_id: str) -> None:
+    event = {"kind": "started", "v": 1, "job_id": "a", "attempt_id": "1", "at": 1.0, "facts": {"task": "t"}}
+    assert decode(encode({**event, "child": "0123456789abcdef", "owner": "worker-1"}))
+    with pytest.raises(UnreadableEventError):
+        decode(encode({**event, "child": process_id, "owner": process_id}))

@@ -308,7 +308,7 @@ def test_a_child_leaves_it_to_its_parent_to_say_what_happened(app: Celery, repor
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        run(leave, xpander_attempt=("attempt-7", "another process"))
+        run(leave, xpander_attempt=("attempt-7", "another-process"))
     assert len(reports) == 0
 
 

@@ -60,8 +60,13 @@ def drop_note(count: int) -> bytes:
 
 
 def dropped_in(text: bytes) -> int | None:
-    """The count in a drop note, None for any other text."""
-    return int(from_json(text)["journal_dropped"]) if text.startswith(_DROP_NOTE) else None
+    """The count in a drop note, None for any other text; raises ValueError for a note without one."""
+    if not text.startswith(_DROP_NOTE):
+        return None
+    count = from_json(text)["journal_dropped"]
+    if not isinstance(count, int) or count < 0:
+        raise ValueError(f"no count: {count!r}")
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,8 +225,13 @@ class Relay:
         self._flushes.clear()
 
     def _restore_gate(self, stored: Mapping[str, Any] | None, now: float) -> None:
-        if stored is not None and (stored["flow"] != Flow.PAUSED or stored["settings"] == self._config.fingerprint):
-            self.gate.restore(stored, now=now)  # what paused delivery may be mended by other settings
+        if stored is None:
+            return
+        try:  # what paused delivery may be mended by other settings
+            if stored["flow"] != Flow.PAUSED or stored["settings"] == self._config.fingerprint:
+                self.gate.restore(stored, now=now)
+        except (KeyError, TypeError, ValueError) as error:  # another release may have states of its own
+            logger.warning("how the destination stood cannot be read: %r", error, extra={"event": "gate_not_read"})
 
     # The parts of a turn
 

@@ -60,6 +60,9 @@ class Index:
         try:
             with translated(path):
                 return cls(database, path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a page may be damaged that SQLite reads
+            database.close()
+            raise IndexDamagedError(f"{path}: notes that no release wrote: {error!r}") from error
         except BaseException:
             database.close()
             raise

@@ -329,11 +329,13 @@ class Gate:
         }
 
     def restore(self, snapshot: Mapping[str, Any], *, now: float) -> None:
-        """Go on from what an earlier relay stored. The clock may have jumped: no wait is longer than usual."""
-        self.flow = Flow(snapshot["flow"])
-        self.reason = str(snapshot["reason"])
-        self._rests = int(snapshot["rests"])
-        self._is_asked = bool(snapshot.get("asked", self.flow is Flow.THROTTLED))
-        may_be_long = self._is_asked or self.flow is Flow.THROTTLED
+        """Go on from what an earlier relay stored. The clock may have jumped: no wait is longer than usual.
+
+        Raises KeyError, TypeError or ValueError for what is no such thing, and then changes nothing.
+        """
+        flow, reason, rests = Flow(snapshot["flow"]), str(snapshot["reason"]), int(snapshot["rests"])
+        until, is_asked = float(snapshot["until"]), bool(snapshot.get("asked"))
+        may_be_long = is_asked or flow is Flow.THROTTLED
         longest_s = MAX_RETRY_AFTER_S if may_be_long else _PROBE_INTERVAL_S * (1 + _PROBE_SPREAD)
-        self._until = min(float(snapshot["until"]), now + longest_s)
+        self.flow, self.reason, self._rests, self._is_asked = flow, reason, rests, is_asked
+        self._until = min(until, now + longest_s)

@@ -45,7 +45,7 @@ class RedisMailbox:
         self._take_at = now + _TAKE_EVERY_S
         try:
             while (request_id := self._client.ask("RPOP", self._keys.mailbox)) is not None:
-                request = self._read(request_id.decode())
+                request = self._read(request_id.decode(errors="replace"))
                 if request is not None:
                     yield request
         except (OSError, RefusedError) as error:

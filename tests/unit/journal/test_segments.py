@@ -114,3 +114,12 @@ def test_much_that_looks_like_a_record_is_given_up_soon() -> None:
 def test_a_drop_note_says_its_count_and_an_event_is_none() -> None:
     assert dropped_in(drop_note(12)) == 12
     assert dropped_in(b'{"a":1}') is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"journal_dropped":null}', b'{"journal_dropped":{}}', b'{"journal_dropped":1e999}', b'{"journal_dropped":-1}'],
+)
+def test_a_drop_note_without_a_count_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match="count"):
+        dropped_in(text)

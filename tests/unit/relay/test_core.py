@@ -11,6 +11,7 @@ import pytest
 from tests.support.relay import RelayHouse
 from xpander_celery.errors import JournalError, NetworkError, NotFoundError, RequestRefusedError, ServerError
 from xpander_celery.journal import Batch
+from xpander_celery.relay.desk import Desk
 from xpander_celery.relay.index import Index
 from xpander_celery.relay.mailbox import tell
 from xpander_celery.relay.policy import Flow

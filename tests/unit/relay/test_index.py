@@ -560,3 +560,11 @@ def test_an_index_keeps_its_identity_and_each_has_its_own(index: Index, tmp_path
     other = Index.open(tmp_path / "other", max_bytes=CAP)
     assert other.identity != identity
     other.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("totals", '{"coun'), ("gate", "["), ("totals", '{"phases": 3}')])
+def test_notes_that_no_release_wrote_are_damage(index: Index, name: str, value: str) -> None:
+    index._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+    index.close()
+    with pytest.raises(schema.IndexDamagedError, match="notes"):
+        Index.open(index.path.parent, max_bytes=CAP)

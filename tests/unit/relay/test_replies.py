@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http
+import time
 from email.utils import formatdate
 from types import SimpleNamespace
 

@@ -44,6 +44,7 @@ _BATCH_BYTES = 4 * 1024**2
 _ENTRIES_PER_CALL = 100
 _CORRUPT_KEPT = 500
 _BEGINNING = "0-0"
+_MOST_DIGITS = 20  # Python refuses to read numbers of thousands
 _logger = logging.getLogger(__name__)
 
 
@@ -298,7 +299,7 @@ class RedisReader:
     def _read(self, fields: Sequence[bytes]) -> _Entry | None:
         """The entry, or None for one of a newer release, which stays pending until a relay of that release comes."""
         field, value = fields[0], fields[1]
-        if field[:1] == b"e" and field[1:].isdigit():
+        if field[:1] == b"e" and field[1:].isdigit() and len(field) < _MOST_DIGITS:
             if int(field[1:]) > VERSION:
                 self._newer.warn(
                     "%s holds events of a newer release, which are left alone: let a relay of that release read them",
@@ -309,7 +310,7 @@ class RedisReader:
                 return _Entry(event=decode(value), size=len(value))
             except UnreadableEventError:
                 return _Entry(debris=value, size=len(value))
-        if field == DROPPED_FIELD.encode() and value.isdigit():
+        if field == DROPPED_FIELD.encode() and value.isdigit() and len(value) < _MOST_DIGITS:
             return _Entry(dropped=int(value))
         return _Entry(debris=value, size=len(value))
 
